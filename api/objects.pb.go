@@ -575,6 +575,7 @@ type NodeDescription struct {
 	Version       string                 `protobuf:"bytes,7,opt,name=version,proto3" json:"version,omitempty"`
 	Executor      string                 `protobuf:"bytes,8,opt,name=executor,proto3" json:"executor,omitempty"`
 	SecretMounts  string                 `protobuf:"bytes,9,opt,name=secret_mounts,json=secretMounts,proto3" json:"secret_mounts,omitempty"` // "detached" or "bind": how secrets reach a task on this kernel
+	Advertise     string                 `protobuf:"bytes,10,opt,name=advertise,proto3" json:"advertise,omitempty"`                          // host:port, or :port, where it would serve as a manager
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -668,6 +669,13 @@ func (x *NodeDescription) GetExecutor() string {
 func (x *NodeDescription) GetSecretMounts() string {
 	if x != nil {
 		return x.SecretMounts
+	}
+	return ""
+}
+
+func (x *NodeDescription) GetAdvertise() string {
+	if x != nil {
+		return x.Advertise
 	}
 	return ""
 }
@@ -2341,7 +2349,7 @@ const file_objects_proto_rawDesc = "" +
 	"\x06keyset\x18\r \x01(\fR\x06keyset\x12+\n" +
 	"\x11keyset_generation\x18\x0e \x01(\x04R\x10keysetGeneration\x12#\n" +
 	"\rapply_version\x18\x0f \x01(\rR\fapplyVersion\x12-\n" +
-	"\x12distrusted_issuers\x18\x10 \x01(\fR\x11distrustedIssuers\"\x80\x03\n" +
+	"\x12distrusted_issuers\x18\x10 \x01(\fR\x11distrustedIssuers\"\x9e\x03\n" +
 	"\x0fNodeDescription\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x12\n" +
@@ -2351,7 +2359,9 @@ const file_objects_proto_rawDesc = "" +
 	"\rengine_labels\x18\x06 \x03(\v2,.warden.v1.NodeDescription.EngineLabelsEntryR\fengineLabels\x12\x18\n" +
 	"\aversion\x18\a \x01(\tR\aversion\x12\x1a\n" +
 	"\bexecutor\x18\b \x01(\tR\bexecutor\x12#\n" +
-	"\rsecret_mounts\x18\t \x01(\tR\fsecretMounts\x1a?\n" +
+	"\rsecret_mounts\x18\t \x01(\tR\fsecretMounts\x12\x1c\n" +
+	"\tadvertise\x18\n" +
+	" \x01(\tR\tadvertise\x1a?\n" +
 	"\x11EngineLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x06\n" +
