@@ -1,0 +1,82 @@
+package store
+
+import (
+	"io"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-memdb"
+	"github.com/hashicorp/raft"
+
+	"warden"
+	"warden/api"
+)
+
+// machine is the raft.FSM: it feeds the state, publishes views, then tells the watchers. raft calls its methods from one
+// goroutine; only view may be read from others.
+type machine struct {
+	state *state
+	hub   *hub
+	view  atomic.Pointer[View]
+}
+
+func newMachine() *machine {
+	m := &machine{state: newState(), hub: newHub()}
+	m.view.Store(m.state.view())
+	return m
+}
+
+// Apply implements raft.FSM. It returns an *api.Result.
+func (m *machine) Apply(l *raft.Log) any {
+	result, keys := m.state.apply(l.Index, l.Data)
+	m.view.Store(m.state.view())
+	m.hub.publish(l.Index, keys, false)
+	return result
+}
+
+// Snapshot implements raft.FSM. It costs nothing: the view is immutable.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &snapshot{m.state.view()}, nil }
+
+// Restore implements raft.FSM. The old state stays where the snapshot is refused.
+func (m *machine) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	s, err := readState(r)
+	if err != nil {
+		return err
+	}
+	m.state = s
+	m.view.Store(s.view())
+	m.hub.publish(s.index, nil, true)
+	return nil
+}
+
+// snapshot implements raft.FSMSnapshot.
+type snapshot struct{ view *View }
+
+// Persist implements raft.FSMSnapshot.
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.view.write(sink); err != nil {
+		sink.Cancel()
+		return warden.Wrap("writing a snapshot of the state", err)
+	}
+	return sink.Close()
+}
+
+// Release implements raft.FSMSnapshot.
+func (s *snapshot) Release() {}
+
+// restoreObject inserts one record as it is.
+func restoreObject(txn *memdb.Txn, o *api.Object) error {
+	const op = "restoring an object"
+	kind, r := Unwrap(o)
+	if r == nil || r.GetId() == "" {
+		return warden.Errorf(warden.CodeCorrupt, op, "a %s without an ID", Noun(kind))
+	}
+	if twice, _ := txn.First(table(kind), byID, r.GetId()); twice != nil {
+		return warden.Errorf(warden.CodeCorrupt, op, "%s %s is twice there", Noun(kind), clip(r.GetId()))
+	}
+	if r.GetMeta() == nil {
+		setMeta(r, &api.Meta{Version: 1, Index: 1})
+	}
+	must(txn.Insert(table(kind), r))
+	return nil
+}

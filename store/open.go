@@ -1,0 +1,169 @@
+package store
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"warden"
+	"warden/api"
+)
+
+// Bounds of raft.
+const (
+	heartbeatDefault         = 500 * time.Millisecond
+	snapshotThresholdDefault = 8192
+	trailingLogsDefault      = 10240
+	snapshotsKept            = 2
+	appendEntriesMax         = 128 // entries of one append, each at most warden.CommandBytes
+	logCacheEntries          = 512 // likewise held in memory
+	bootstrapTimeout         = 15 * time.Second
+	handOverTimeout          = 2 * time.Second
+)
+
+// Open starts raft on what is on disk. With nothing there this is a joiner, which waits until a leader adds it. Errors: those
+// of the stores; CodeInternal.
+func Open(cfg Config) (*Store, error) {
+	stores, err := openStores(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return start(cfg, stores)
+}
+
+// Bootstrap makes a new cluster of this one manager, and commits first as its first command. Errors: CodeInitialized where
+// there is a state already; those of Open and Propose. On an error the directory may hold a part of it: remove it.
+func Bootstrap(cfg Config, first *api.Command) (*Store, error) {
+	const op = "bootstrapping the replicated state"
+	stores, err := openStores(cfg)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*Store, error) {
+		stores.close()
+		return nil, warden.Wrap(op, err)
+	}
+	exists, err := raft.HasExistingState(stores.Logs, stores.Stable, stores.Snapshots)
+	if err != nil {
+		return fail(err)
+	}
+	if exists {
+		return fail(warden.Errorf(warden.CodeInitialized, "looking for a state", "there is one already"))
+	}
+	servers := []raft.Server{{Suffrage: raft.Voter, ID: raft.ServerID(cfg.NodeID), Address: raft.ServerAddress(cfg.NodeID)}}
+	if err := raft.BootstrapCluster(raftConfig(cfg), stores.Logs, stores.Stable, stores.Snapshots, cfg.Transport,
+		raft.Configuration{Servers: servers}); err != nil {
+		return fail(err)
+	}
+	s, err := start(cfg, stores)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), bootstrapTimeout)
+	defer cancel()
+	if err := s.WaitLeader(ctx); err != nil {
+		s.Close(ctx)
+		return nil, warden.Wrap(op, err)
+	}
+	if _, err := s.Propose(ctx, first); err != nil {
+		s.Close(ctx)
+		return nil, warden.Wrap(op, err)
+	}
+	return s, nil
+}
+
+// start starts raft and the goroutines of the store; it owns the stores from here on.
+func start(cfg Config, stores *Stores) (*Store, error) {
+	cfg.Logger = orDiscard(cfg.Logger)
+	logs, err := raft.NewLogCache(logCacheEntries, stores.Logs)
+	if err != nil {
+		stores.close()
+		return nil, warden.Wrap("opening the replicated log", err)
+	}
+	stores = &Stores{Logs: logs, Stable: stores.Stable, Snapshots: stores.Snapshots, Close: stores.Close}
+	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), stores: stores, done: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	s.raft, err = raft.NewRaft(raftConfig(cfg), s.machine, stores.Logs, stores.Stable, stores.Snapshots, cfg.Transport)
+	if err != nil {
+		stores.close()
+		return nil, warden.Wrap("starting raft", err)
+	}
+	s.wg.Go(s.observe())
+	s.wg.Go(s.nudgeLoop)
+	return s, nil
+}
+
+func raftConfig(cfg Config) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(cfg.NodeID)
+	c.HeartbeatTimeout = heartbeatDefault
+	if cfg.Heartbeat > 0 {
+		c.HeartbeatTimeout = cfg.Heartbeat
+	}
+	c.ElectionTimeout = c.HeartbeatTimeout
+	c.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
+	c.CommitTimeout = min(c.CommitTimeout, c.HeartbeatTimeout/2)
+	c.MaxAppendEntries = appendEntriesMax
+	c.ShutdownOnRemove = false
+	c.RestoreCommittedLogs = false // after a restart it would lose the configuration
+	c.NoSnapshotRestoreOnStart = false
+	c.PreVoteDisabled = false
+	c.NoLegacyTelemetry = true
+	c.SnapshotThreshold = snapshotThresholdDefault
+	if cfg.SnapshotThreshold > 0 {
+		c.SnapshotThreshold = cfg.SnapshotThreshold
+	}
+	c.TrailingLogs = trailingLogsDefault
+	if cfg.TrailingLogs > 0 {
+		c.TrailingLogs = cfg.TrailingLogs
+	}
+	c.Logger = newRaftLogger(orDiscard(cfg.Logger))
+	return c
+}
+
+func orDiscard(l *slog.Logger) *slog.Logger {
+	if l == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return l
+}
+
+// openStores opens the sealed files, or takes what the configuration gives.
+func openStores(cfg Config) (*Stores, error) {
+	if cfg.Stores != nil {
+		return cfg.Stores, nil
+	}
+	return nil, warden.Errorf(warden.CodeUnsupported, "opening the replicated state", "no sealed log")
+}
+
+func (s *Stores) close() error {
+	if s.Close == nil {
+		return nil
+	}
+	return s.Close()
+}
+
+// Close hands leadership over where this manager leads others, then stops raft and closes the stores. ctx bounds the
+// handing over only. It may be called more than once.
+func (s *Store) Close(ctx context.Context) error {
+	var err error
+	s.closing.Do(func() {
+		if members, cerr := s.Configuration(); cerr == nil && s.IsLeader() && voters(members) > 1 {
+			hctx, cancel := context.WithTimeout(ctx, handOverTimeout)
+			if terr := s.TransferLeadership(hctx); terr != nil {
+				s.logger.Warn("failed to hand leadership over before stopping", "error", terr)
+			}
+			cancel()
+		}
+		close(s.done)
+		serr := s.raft.Shutdown().Error()
+		s.wg.Wait()
+		s.machine.hub.close()
+		err = warden.Wrap("closing the replicated state", s.stores.close())
+		if err == nil {
+			err = warden.Wrap("stopping raft", serr)
+		}
+	})
+	return err
+}

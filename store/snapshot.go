@@ -1,0 +1,132 @@
+package store
+
+import (
+	"bufio"
+	"errors"
+	"io"
+
+	"google.golang.org/protobuf/encoding/protodelim"
+	"google.golang.org/protobuf/proto"
+
+	"warden"
+	"warden/api"
+)
+
+// snapshotFormat is the one format of snapshots.
+const snapshotFormat = 1
+
+// recordMax bounds one message in a snapshot: nothing larger than a command gets into the state, and the apply adds little.
+const recordMax = warden.CommandBytes + 64<<10
+
+// WriteSnapshot writes a state that holds the objects as they are, unchecked, as of index 1. It is how tests seed a store.
+// Errors: CodeInvalid for an object that is empty or twice there, and those of w.
+func WriteSnapshot(w io.Writer, objects ...*api.Object) error {
+	s := newState()
+	s.index = 1
+	txn := s.db.Txn(true)
+	for _, o := range objects {
+		if err := restoreObject(txn, api.Clone(o)); err != nil {
+			return err
+		}
+		_, r := Unwrap(o)
+		s.time = max(s.time, r.GetMeta().GetUpdatedNs())
+	}
+	txn.Commit()
+	return s.view().write(w)
+}
+
+// write writes the whole state: a header, the records by kind and ID, the stored results by age; each length-delimited. Equal
+// states give equal bytes.
+func (v *View) write(w io.Writer) error {
+	txn := v.txn()
+	var objects []Record
+	for _, k := range kinds {
+		objects = append(objects, list[Record](txn, k, byID+"_prefix", "")...)
+	}
+	it, err := txn.Get(requests, bySeq+"_prefix", "")
+	if err != nil {
+		return err
+	}
+	var results []*api.StoredResult
+	for raw := it.Next(); raw != nil; raw = it.Next() {
+		results = append(results, raw.(*api.StoredResult))
+	}
+
+	buf := bufio.NewWriterSize(w, 64<<10)
+	put := func(m proto.Message) error {
+		_, err := protodelim.MarshalOptions{MarshalOptions: proto.MarshalOptions{Deterministic: true}}.MarshalTo(buf, m)
+		return err
+	}
+	if err := put(&api.SnapshotHeader{Format: snapshotFormat, Index: v.index, TimeNs: v.time,
+		Objects: uint64(len(objects)), Results: uint64(len(results))}); err != nil {
+		return err
+	}
+	for _, r := range objects {
+		if err := put(Wrap(r)); err != nil {
+			return err
+		}
+	}
+	for _, r := range results {
+		if err := put(r); err != nil {
+			return err
+		}
+	}
+	return buf.Flush()
+}
+
+// readState is the inverse of write. It reads to the end. Errors: CodeCorrupt, CodeUnsupported for another format.
+func readState(r io.Reader) (*state, error) {
+	const op = "restoring the state from a snapshot"
+	corrupt := func(format string, args ...any) (*state, error) {
+		return nil, warden.Errorf(warden.CodeCorrupt, op, format, args...)
+	}
+	buf := bufio.NewReaderSize(r, 64<<10)
+	next := func(m proto.Message) error {
+		return protodelim.UnmarshalOptions{MaxSize: recordMax}.UnmarshalFrom(buf, m)
+	}
+
+	h := &api.SnapshotHeader{}
+	if err := next(h); err != nil {
+		return corrupt("reading its header: %w", err)
+	}
+	if h.GetFormat() != snapshotFormat {
+		return nil, warden.Errorf(warden.CodeUnsupported, op, "it has format %d, this version knows %d", h.GetFormat(), snapshotFormat)
+	}
+	if h.GetResults() > warden.RequestsKept {
+		return corrupt("it claims %d stored results, at most %d", h.GetResults(), warden.RequestsKept)
+	}
+	s := newState()
+	s.index, s.time, s.stored = h.GetIndex(), h.GetTimeNs(), int(h.GetResults())
+	txn := s.db.Txn(true)
+	defer txn.Abort() // does nothing once committed
+	for i := range h.GetObjects() {
+		o := &api.Object{}
+		if err := next(o); err != nil {
+			return corrupt("reading object %d of %d: %w", i+1, h.GetObjects(), err)
+		}
+		if err := restoreObject(txn, o); err != nil {
+			return nil, warden.Wrap(op, err)
+		}
+	}
+	for i := range h.GetResults() {
+		sr := &api.StoredResult{}
+		if err := next(sr); err != nil {
+			return corrupt("reading result %d of %d: %w", i+1, h.GetResults(), err)
+		}
+		if sr.GetRequestId() == "" || sr.GetResult().GetIndex() == 0 {
+			return corrupt("result %d of %d lacks its request or index", i+1, h.GetResults())
+		}
+		if twice, _ := txn.First(requests, byID, sr.GetRequestId()); twice != nil {
+			return corrupt("request %q is twice there", clip(sr.GetRequestId()))
+		}
+		if twice, _ := txn.First(requests, bySeq, seq(sr.GetResult().GetIndex())); twice != nil {
+			return corrupt("result of index %d is twice there", sr.GetResult().GetIndex())
+		}
+		must(txn.Insert(requests, sr))
+	}
+	if _, err := buf.ReadByte(); !errors.Is(err, io.EOF) {
+		return corrupt("bytes follow its end")
+	}
+	txn.Commit()
+	return s, nil
+}

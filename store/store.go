@@ -1,0 +1,254 @@
+// Package store holds the replicated state: commands go in through raft, are applied by deterministic rules, and come out as
+// immutable views and bounded watches.
+//
+// It decides nothing about who may ask for a change (policy, control) and nothing about what should run (orchestrator,
+// scheduler): it refuses commands that break the rules of the records, whoever proposed them, since the leader that proposes is
+// trusted no more than it must be. The secret values and keys in its records are sealed by others before they get here, and all of
+// its disk is sealed by store/sealedlog.
+//
+// Invariants: applying depends on the command and the state alone (no clock, no randomness, no order of a map); a command
+// applies as a whole or not at all; any committed bytes give a result and never a panic; a request ID is applied once.
+// It trusts the transport to know its peers and the sealer to know its place. Reference: Ongaro, "Consensus: Bridging Theory and
+// Practice" (2014); hashicorp/raft v1.8.
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/protobuf/proto"
+
+	"warden"
+	"warden/api"
+)
+
+// Sealer seals what is on disk; *autolock.Keyring is one.
+type Sealer interface {
+	Seal(plaintext, aad []byte) ([]byte, error)
+	Open(sealed, aad []byte) ([]byte, error)
+}
+
+// Stores is where raft keeps its log, its vote and its snapshots.
+type Stores struct {
+	Logs      raft.LogStore
+	Stable    raft.StableStore
+	Snapshots raft.SnapshotStore
+	Close     func() error // nil: nothing to close
+}
+
+// Config is what a store needs.
+type Config struct {
+	ClusterID, NodeID string
+	Dir               string         // holds the sealed log and snapshots
+	Sealer            Sealer         // of the node
+	Transport         raft.Transport // closed by Close where it is a raft.WithClose; its address is the node ID
+	Logger            *slog.Logger
+	SnapshotThreshold uint64           // entries after which a snapshot is taken; 0: 8192
+	TrailingLogs      uint64           // entries kept behind a snapshot; 0: 10240
+	Heartbeat         time.Duration    // heartbeat and election timeout; 0: 500 ms. The leader's lease is half of it.
+	Now               func() time.Time // nil: time.Now
+	Stores            *Stores          // nil: sealed files in Dir. Tests keep them in memory.
+}
+
+// Store is one manager's replica. Safe for concurrent use.
+type Store struct {
+	cfg     Config
+	logger  *slog.Logger
+	raft    *raft.Raft
+	machine *machine
+	stores  *Stores
+	done    chan struct{} // closed by Close; ends the goroutines
+	wg      sync.WaitGroup
+	closing sync.Once
+
+	lastTime atomic.Int64  // newest command time proposed here
+	inFlight atomic.Int64  // proposals that wait for their commit
+	nudge    chan struct{} // holds one token while followers wait to learn of a commit
+
+	appliedMu sync.Mutex // guards applied; held across reads of the log cache
+	applied   uint64     // all up to here is in the view
+
+	leaderMu   sync.Mutex // guards leaderSubs
+	leaderSubs []chan struct{}
+}
+
+// applyQueueTimeout bounds how long a proposal waits to get into raft's queue.
+const applyQueueTimeout = 5 * time.Second
+
+// View returns the newest state applied here. It takes no lock. On a follower it may be behind the leader's.
+func (s *Store) View() *View { return s.machine.view.Load() }
+
+// Watch collects changes of the kinds (none: all) from now on: what View shows after Watch returned, and what the watcher tells
+// later, together miss nothing. Close it.
+func (s *Store) Watch(kinds ...api.Kind) *Watcher { return s.machine.hub.watch(kinds) }
+
+// Propose commits the command and returns what applying it gave. Its time is set here; the command is not changed. Calls are
+// pipelined: no lock is held meanwhile. Where the rules refuse it, the result comes with the error that it says, and nothing was
+// changed. Errors beside those: CodeNotLeader, CodeClock, CodeTooLarge, CodeInvalid, CodeUnavailable (nothing was proposed),
+// CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe).
+func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
+	const op = "proposing a command"
+	if !s.IsLeader() {
+		return nil, s.notLeader(op)
+	}
+	if err := checkCommand(cmd); err != nil {
+		return nil, err
+	}
+	t, err := s.stamp()
+	if err != nil {
+		return nil, err
+	}
+	data, err := proto.Marshal(&api.Command{Actor: cmd.GetActor(), RequestId: cmd.GetRequestId(), TimeNs: t, Operations: cmd.GetOperations()})
+	if err != nil {
+		return nil, warden.Recode(warden.CodeInvalid, op, err)
+	}
+	if len(data) > warden.CommandBytes {
+		return nil, warden.Errorf(warden.CodeTooLarge, op, "%d bytes, at most %d", len(data), warden.CommandBytes)
+	}
+	s.inFlight.Add(1)
+	f := s.raft.Apply(data, applyQueueTimeout)
+	err = await(ctx, f)
+	if s.inFlight.Add(-1) == 0 && err == nil {
+		select {
+		case s.nudge <- struct{}{}:
+		default:
+		}
+	}
+	if err != nil {
+		return nil, s.raftError(op, err)
+	}
+	result, ok := f.Response().(*api.Result)
+	if !ok {
+		return nil, warden.Errorf(warden.CodeInternal, op, "the apply gave no result")
+	}
+	return result, resultError(result)
+}
+
+// stamp returns the time of the next command: now, but never before one that was proposed or applied here.
+func (s *Store) stamp() (int64, error) {
+	now := s.now().UnixNano()
+	for {
+		proposed := s.lastTime.Load()
+		last := max(proposed, s.View().Time())
+		if last-now > int64(warden.SkewMax) {
+			return 0, warden.Hint(warden.Errorf(warden.CodeClock, "refusing to propose", "this manager's clock says %s, the last command was made at %s",
+				time.Unix(0, now).UTC().Format(time.RFC3339), time.Unix(0, last).UTC().Format(time.RFC3339)), "set the clocks of the managers right")
+		}
+		if t := max(now, last); s.lastTime.CompareAndSwap(proposed, t) {
+			return t, nil
+		}
+	}
+}
+
+func (s *Store) now() time.Time {
+	if s.cfg.Now != nil {
+		return s.cfg.Now()
+	}
+	return time.Now()
+}
+
+// nudgeLoop tells followers of commits at once instead of at raft's next idle append: it commits a barrier after a burst.
+// Started by Open, ended by Close.
+func (s *Store) nudgeLoop() {
+	for {
+		select {
+		case <-s.done:
+			return
+		case <-s.nudge:
+		}
+		if s.IsLeader() && len(s.raft.GetConfiguration().Configuration().Servers) > 1 {
+			_ = s.raft.Barrier(0).Error() // whoever waits for the followers sees for himself
+		}
+	}
+}
+
+// AppliedIndex returns the index up to which the log is applied and visible in View. raft's own figure counts what it has
+// handed over and may run ahead of the state; entries that are no commands don't reach the state at all.
+func (s *Store) AppliedIndex() uint64 {
+	handed := s.raft.AppliedIndex()
+	seen := s.View().Index()
+	s.appliedMu.Lock()
+	defer s.appliedMu.Unlock()
+	s.applied = max(s.applied, seen)
+	for s.applied < handed {
+		var l raft.Log
+		err := s.stores.Logs.GetLog(s.applied+1, &l)
+		if err == nil && l.Type == raft.LogCommand {
+			break // on its way
+		}
+		if err != nil && !errors.Is(err, raft.ErrLogNotFound) { // not found: compacted, so a snapshot has it, so the state has it
+			break
+		}
+		s.applied++
+	}
+	return s.applied
+}
+
+// CommitIndex returns the index up to which the log is known here to be committed.
+func (s *Store) CommitIndex() uint64 { return s.raft.CommitIndex() }
+
+// WaitApplied returns once AppliedIndex has reached index. Errors: those of ctx; CodeUnavailable after Close.
+func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
+	const op = "waiting for the state to follow"
+	tick := time.NewTicker(10 * time.Millisecond) // entries that are no commands are not published
+	defer tick.Stop()
+	for {
+		next := s.machine.hub.next()
+		if s.AppliedIndex() >= index {
+			return nil
+		}
+		select {
+		case <-next:
+		case <-tick.C:
+		case <-s.done:
+			return warden.Errorf(warden.CodeUnavailable, op, "the store is closed")
+		case <-ctx.Done():
+			return warden.Wrap(op, ctx.Err())
+		}
+	}
+}
+
+// Snapshot takes a snapshot now. With nothing new it does nothing.
+func (s *Store) Snapshot() error {
+	if err := s.raft.Snapshot().Error(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
+		return s.raftError("taking a snapshot", err)
+	}
+	return nil
+}
+
+// await waits for the future or for ctx. The goroutine ends with the future, at the latest when raft shuts down.
+func await(ctx context.Context, f raft.Future) error {
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return warden.Errorf(warden.CodeTimeout, "waiting for the managers", "%w; the outcome is unknown", ctx.Err())
+	}
+}
+
+// raftError gives raft's errors their codes.
+func (s *Store) raftError(op string, err error) error {
+	switch {
+	case errors.Is(err, raft.ErrNotLeader):
+		return s.notLeader(op)
+	case errors.Is(err, raft.ErrLeadershipLost), errors.Is(err, raft.ErrAbortedByRestore):
+		return warden.Errorf(warden.CodeTimeout, op, "%w; the outcome is unknown, and trying again with the same request ID is safe", err)
+	case errors.Is(err, raft.ErrEnqueueTimeout), errors.Is(err, raft.ErrRaftShutdown), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return warden.Recode(warden.CodeUnavailable, op, err)
+	}
+	return warden.Wrap(op, err)
+}
+
+func (s *Store) notLeader(op string) error {
+	if id := s.Leader(); id != "" && id != s.cfg.NodeID {
+		return warden.Errorf(warden.CodeNotLeader, op, "the leader is %s", id)
+	}
+	return warden.Errorf(warden.CodeNotLeader, op, "this manager does not lead, and knows no leader")
+}
