@@ -79,9 +79,14 @@ func (s *Store) RemoveServer(ctx context.Context, id string) error {
 	return s.do(ctx, "removing manager "+id+" from raft", func() raft.Future { return s.raft.RemoveServer(raft.ServerID(id), 0, 0) })
 }
 
-// TransferLeadership hands leadership to the most caught-up other voter, and returns when this manager does not lead any more.
+// TransferLeadership hands leadership to the most caught-up other voter, and returns when this manager does not lead any
+// more. Errors: CodeNotLeader; CodeUnavailable where no voter takes over, and this manager leads on.
 func (s *Store) TransferLeadership(ctx context.Context) error {
-	return s.do(ctx, "handing leadership over", func() raft.Future { return s.raft.LeadershipTransfer() })
+	err := s.do(ctx, "handing leadership over", func() raft.Future { return s.raft.LeadershipTransfer() })
+	if warden.CodeOf(err) == warden.CodeInternal { // raft has no names for its reasons here
+		return warden.Recode(warden.CodeUnavailable, "", err)
+	}
+	return err
 }
 
 func (s *Store) do(ctx context.Context, op string, f func() raft.Future) error {
@@ -107,15 +112,13 @@ func (s *Store) LeaderChanges() <-chan struct{} {
 // WaitLeader returns once this manager leads and has applied all that was committed before. Errors: those of ctx.
 func (s *Store) WaitLeader(ctx context.Context) error {
 	const op = "waiting to lead"
-	changes := s.LeaderChanges()
-	tick := time.NewTicker(20 * time.Millisecond) // a signal may precede the state it tells of
+	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		if s.IsLeader() && s.Barrier(ctx) == nil {
 			return nil
 		}
 		select {
-		case <-changes:
 		case <-tick.C:
 		case <-s.done:
 			return warden.Errorf(warden.CodeUnavailable, op, "the store is closed")
