@@ -1,0 +1,231 @@
+// Package dispatcher is the manager's side of the session with a node: it tells the node what to run, hands it the secrets
+// that those tasks need, takes the states of its tasks, and renews its leaf.
+//
+// It decides nothing about placement, keeps no state that must survive, writes nothing to the store itself (reports go out
+// through Config.Report, next keys through Config.Issue) and judges no connection: whoever calls Serve has.
+//
+// Invariants: a node is only ever called, it calls nothing (I5). A node is sent a secret version only while a task that is
+// assigned to it in the current view needs it and the zones of the node, the task and the secret agree (I6); this is decided
+// again for each message. Nothing but Evict is sent while Config.MayPush says no. A task report is taken for the node whose
+// session it came over, and only for a task that is assigned to that node.
+//
+// It trusts the store's view and, for facts about tasks and itself, the node; a node can lie about its own tasks only, and
+// what it sends is bounded in size, number and time. References: DESIGN.md §2 and §6, api/node.proto.
+package dispatcher
+
+import (
+	"context"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"warden"
+	"warden/api"
+	"warden/internal/sensitive"
+	"warden/store"
+)
+
+// Peer is what the handshake said of the node that dialled.
+type Peer struct {
+	NodeID              string
+	KeyHash             [32]byte // SHA-256 of the SPKI of the leaf of this connection
+	NotBefore, NotAfter time.Time
+	IP                  string
+	RenewOnly           bool           // the leaf has expired, but its key is the recorded one: its renewal is all that is done
+	Tombstone           *api.Tombstone // set: the node was removed; it is sent one Evict and nothing else
+}
+
+// Config is what a Dispatcher needs of the rest. All fields are required; the functions may be called at once from many
+// goroutines.
+type Config struct {
+	NodeID string // this manager's
+	Store  interface {
+		View() *store.View
+		Watch(kinds ...api.Kind) *store.Watcher
+	}
+	Open     func(secretID string, version uint64) (sensitive.Bytes, error)                                                     // opens a sealed version; the dispatcher wipes the bytes
+	Issue    func(ctx context.Context, nodeID string, keyHash [32]byte, csr []byte, reason string) (*api.InstallRequest, error) // commits the hash of the CSR's key as next and issues; keyHash is the session's current key
+	Report   func(ctx context.Context, reports []*api.NodeTaskReport) error                                                     // hands states of tasks to the leader
+	MayPush  func() bool                                                                                                        // the lease: while false, nothing is sent to nodes
+	Managers func() *api.ManagerList                                                                                            // what nodes are told of managers
+	Logger   *slog.Logger
+}
+
+// Dispatcher holds the sessions of one manager. Safe for concurrent use.
+type Dispatcher struct {
+	cfg     Config
+	reports *reports
+
+	mu       sync.Mutex          // guards sessions; held for map access only
+	sessions map[string]*session // by node ID
+}
+
+// New returns a Dispatcher without sessions. Run must run while Serve is called.
+func New(cfg Config) *Dispatcher {
+	return &Dispatcher{cfg: cfg, reports: newReports(), sessions: map[string]*session{}}
+}
+
+// Run delivers the reports of all sessions and tells sessions of changes in the store. It returns when ctx ends (its cause)
+// or the store's watch fails; it ends no session.
+func (d *Dispatcher) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	wg.Go(func() { d.deliver(ctx) }) // ends with ctx
+	err := d.follow(ctx)
+	cancel(err)
+	wg.Wait()
+	return err
+}
+
+// follow kicks the sessions that a change concerns.
+func (d *Dispatcher) follow(ctx context.Context) error {
+	w := d.cfg.Store.Watch(api.Kind_KIND_CLUSTER, api.Kind_KIND_NODE, api.Kind_KIND_TASK, api.Kind_KIND_SECRET)
+	defer w.Close()
+	d.kickAll()
+	for {
+		changes, err := w.Next(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				err = context.Cause(ctx)
+			}
+			return err
+		}
+		d.spread(changes)
+	}
+}
+
+func (d *Dispatcher) spread(changes store.Changes) {
+	if changes.Resync {
+		d.kickAll()
+		return
+	}
+	v := d.cfg.Store.View()
+	nodes := map[string]struct{}{}
+	for _, key := range changes.Keys {
+		switch key.Kind {
+		case api.Kind_KIND_TASK:
+			task := v.Task(key.ID)
+			if task == nil { // gone, and with it whose it was
+				d.kickAll()
+				return
+			}
+			nodes[task.GetNodeId()] = struct{}{}
+		case api.Kind_KIND_NODE:
+			node := v.Node(key.ID)
+			if node == nil || node.GetRole() == api.Role_ROLE_MANAGER { // the list of managers may have changed
+				d.kickAll()
+				return
+			}
+			nodes[key.ID] = struct{}{}
+		default:
+			d.kickAll()
+			return
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range nodes {
+		if s := d.sessions[id]; s != nil {
+			s.kick()
+		}
+	}
+}
+
+func (d *Dispatcher) kickAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sessions {
+		s.kick()
+	}
+}
+
+// Claims returns what this manager's sessions are, sorted by node ID.
+func (d *Dispatcher) Claims() []*api.SessionClaim {
+	d.mu.Lock()
+	all := make([]*session, 0, len(d.sessions))
+	for _, s := range d.sessions {
+		all = append(all, s)
+	}
+	d.mu.Unlock()
+	claims := make([]*api.SessionClaim, 0, len(all))
+	for _, s := range all {
+		if c := s.claim(); c != nil {
+			claims = append(claims, c)
+		}
+	}
+	slices.SortFunc(claims, func(a, b *api.SessionClaim) int { return strings.Compare(a.GetNodeId(), b.GetNodeId()) })
+	return claims
+}
+
+// Close ends the session of this ID, if it is still here, because it lost its claim or for another reason.
+func (d *Dispatcher) Close(sessionID, reason string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, s := range d.sessions {
+		if s.id == sessionID {
+			s.end(warden.Errorf(warden.CodeConflict, "serving node "+s.peer.NodeID, "%s", reason))
+		}
+	}
+}
+
+// Logs streams the log of req's task from the node to send, until the log or ctx ends or send fails. The caller has checked
+// that the task is the node's. Errors: CodeUnavailable where the node has no session here, or the node's own.
+func (d *Dispatcher) Logs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
+	op := "reading the log of task " + req.GetTaskId()
+	d.mu.Lock()
+	s := d.sessions[nodeID]
+	d.mu.Unlock()
+	if s == nil || s.peer.RenewOnly {
+		return warden.Errorf(warden.CodeUnavailable, op, "node %s has no session with this manager", nodeID)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, err := s.client.Logs(ctx, req, recvMax(lineMessageMax))
+	if err != nil {
+		return warden.Wrap(op, api.FromError(err))
+	}
+	for {
+		chunk, err := stream.Recv()
+		if done, err := ended(err); done {
+			return warden.Wrap(op, err)
+		}
+		chunk.NodeId, chunk.TaskId = nodeID, req.GetTaskId() // not for the node to say
+		if err := send(chunk); err != nil {
+			return err
+		}
+	}
+}
+
+// register makes s the node's session and ends the one it replaces.
+func (d *Dispatcher) register(s *session) {
+	d.mu.Lock()
+	old := d.sessions[s.peer.NodeID]
+	d.sessions[s.peer.NodeID] = s
+	d.mu.Unlock()
+	if old != nil {
+		old.end(warden.Errorf(warden.CodeConflict, "serving node "+s.peer.NodeID, "the node opened a newer session"))
+	}
+}
+
+func (d *Dispatcher) unregister(s *session) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.sessions[s.peer.NodeID] == s {
+		delete(d.sessions, s.peer.NodeID)
+	}
+}
+
+// sameManagers reports whether two lists say the same, whatever index they were made at.
+func sameManagers(a, b *api.ManagerList) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	a, b = api.Clone(a), api.Clone(b)
+	a.Index, b.Index = 0, 0
+	return proto.Equal(a, b)
+}

@@ -1,0 +1,167 @@
+package dispatcher
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	"warden"
+	"warden/api"
+)
+
+// Bounds of reports. A full batch stays below warden.CommandBytes.
+const (
+	reportTextMax    = 1 << 10 // bytes of a report's message, and of its error
+	reportBatchMax   = 400
+	reportBackoffMin = 100 * time.Millisecond
+	reportBackoffMax = 2 * time.Second
+)
+
+type reportKey struct{ nodeID, taskID string }
+
+// reports gathers the newest state of each task until it is delivered. It grows with the tasks of the cluster, not with the
+// number of reports.
+type reports struct {
+	wake chan struct{} // capacity 1
+
+	mu      sync.Mutex // guards pending; held for map access only
+	pending map[reportKey]*api.TaskReport
+}
+
+func newReports() *reports {
+	return &reports{wake: make(chan struct{}, 1), pending: map[reportKey]*api.TaskReport{}}
+}
+
+// add keeps the report unless a later state of the task waits already.
+func (r *reports) add(nodeID string, report *api.TaskReport) {
+	r.mu.Lock()
+	key := reportKey{nodeID, report.GetTaskId()}
+	if old := r.pending[key]; old == nil || old.GetStatus().GetState() <= report.GetStatus().GetState() {
+		r.pending[key] = report
+	}
+	r.mu.Unlock()
+	select {
+	case r.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take removes and returns up to reportBatchMax reports, in the order of their IDs.
+func (r *reports) take() []*api.NodeTaskReport {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	keys := slices.SortedFunc(maps.Keys(r.pending), func(a, b reportKey) int {
+		return strings.Compare(a.taskID+a.nodeID, b.taskID+b.nodeID)
+	})
+	batch := make([]*api.NodeTaskReport, 0, min(len(keys), reportBatchMax))
+	for _, key := range keys[:min(len(keys), reportBatchMax)] {
+		batch = append(batch, &api.NodeTaskReport{NodeId: key.nodeID, Report: r.pending[key]})
+		delete(r.pending, key)
+	}
+	return batch
+}
+
+// deliver hands reports to the leader, one batch at a time, and keeps trying; it ends with ctx.
+func (d *Dispatcher) deliver(ctx context.Context) {
+	backoff := reportBackoffMin
+	for ctx.Err() == nil {
+		batch := d.reports.take()
+		if len(batch) == 0 {
+			select {
+			case <-d.reports.wake:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		err := d.cfg.Report(ctx, batch)
+		if err == nil {
+			backoff = reportBackoffMin
+			continue
+		}
+		for _, r := range batch {
+			d.reports.add(r.GetNodeId(), r.GetReport())
+		}
+		if ctx.Err() == nil {
+			d.cfg.Logger.Warn("could not deliver task reports", "reports", len(batch), "error", err)
+		}
+		sleep(ctx, backoff)
+		backoff = min(2*backoff, reportBackoffMax)
+	}
+}
+
+// novelty tells which reports of one session say something new.
+type novelty struct {
+	last    map[string]api.TaskState // by task ID: the newest state taken
+	repeats int                      // reports without news since `since`
+	since   time.Time
+}
+
+// is reports whether report moves the task forward. task is the node's record of it, nil where it has none.
+func (n *novelty) is(task *api.Task, report *api.TaskReport, now time.Time) bool {
+	if now.Sub(n.since) > warden.HeartbeatMissed {
+		n.repeats, n.since = 0, now
+	}
+	state := report.GetStatus().GetState()
+	if task == nil || !reportable(state) || state <= n.last[task.GetId()] {
+		n.repeats++
+		return false
+	}
+	n.last[task.GetId()] = state
+	return true
+}
+
+// reportable says whether it is for a node to report the state.
+func reportable(s api.TaskState) bool {
+	_, known := api.TaskState_name[int32(s)]
+	return known && s >= api.TaskState_TASK_ACCEPTED && s <= api.TaskState_TASK_SHUTDOWN
+}
+
+// clipReport returns the report without unknown fields, its texts cut to reportTextMax.
+func clipReport(r *api.TaskReport) *api.TaskReport {
+	s := r.GetStatus()
+	return &api.TaskReport{TaskId: r.GetTaskId(), Status: &api.TaskStatus{State: s.GetState(), Message: clip(s.GetMessage()),
+		Error: clip(s.GetError()), ExitCode: s.GetExitCode(), TimeNs: s.GetTimeNs()}}
+}
+
+func clip(s string) string {
+	if len(s) <= reportTextMax {
+		return s
+	}
+	cut := reportTextMax
+	for cut > 0 && !utf8.RuneStart(s[cut]) {
+		cut--
+	}
+	return s[:cut]
+}
+
+// checkDescription refuses what is out of bounds. Errors: CodeInvalid.
+func checkDescription(d *api.NodeDescription) error {
+	bad := func(what string) error {
+		return warden.Errorf(warden.CodeInvalid, "checking the node's description", "%s is out of bounds", what)
+	}
+	switch {
+	case d == nil:
+		return bad("nothing given: it")
+	case len(d.GetHostname()) > warden.HostnameMax:
+		return bad("host name")
+	case d.GetNanoCpus() < 0 || d.GetMemoryBytes() < 0:
+		return bad("size of the machine")
+	case len(d.GetEngineLabels()) > warden.LabelsMax:
+		return bad("number of labels")
+	}
+	for _, s := range []string{d.GetOs(), d.GetArch(), d.GetVersion(), d.GetExecutor(), d.GetSecretMounts()} {
+		if len(s) > warden.LabelKeyMax {
+			return bad("a word")
+		}
+	}
+	for k, v := range d.GetEngineLabels() {
+		if k == "" || len(k) > warden.LabelKeyMax || len(v) > warden.LabelValueMax {
+			return bad("a label")
+		}
+	}
+	return nil
+}
