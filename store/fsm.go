@@ -14,37 +14,37 @@ import (
 // machine is the raft.FSM: it feeds the state, publishes views, then tells the watchers. raft calls its methods from one
 // goroutine; only view may be read from others.
 type machine struct {
-	state *state
+	state *State
 	hub   *hub
 	view  atomic.Pointer[View]
 }
 
 func newMachine() *machine {
-	m := &machine{state: newState(), hub: newHub()}
-	m.view.Store(m.state.view())
+	m := &machine{state: NewState(), hub: newHub()}
+	m.view.Store(m.state.View())
 	return m
 }
 
 // Apply implements raft.FSM. It returns an *api.Result.
 func (m *machine) Apply(l *raft.Log) any {
-	result, keys := m.state.apply(l.Index, l.Data)
-	m.view.Store(m.state.view())
+	result, keys := m.state.Apply(l.Index, l.Data)
+	m.view.Store(m.state.View())
 	m.hub.publish(l.Index, keys, false)
 	return result
 }
 
 // Snapshot implements raft.FSM. It costs nothing: the view is immutable.
-func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &snapshot{m.state.view()}, nil }
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &snapshot{m.state.View()}, nil }
 
 // Restore implements raft.FSM. The old state stays where the snapshot is refused.
 func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	s, err := readState(r)
+	s, err := ReadState(r)
 	if err != nil {
 		return err
 	}
 	m.state = s
-	m.view.Store(s.view())
+	m.view.Store(s.View())
 	m.hub.publish(s.index, nil, true)
 	return nil
 }
@@ -54,7 +54,7 @@ type snapshot struct{ view *View }
 
 // Persist implements raft.FSMSnapshot.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := s.view.write(sink); err != nil {
+	if err := s.view.Write(sink); err != nil {
 		sink.Cancel()
 		return warden.Wrap("writing a snapshot of the state", err)
 	}

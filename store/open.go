@@ -9,6 +9,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/store/sealedlog"
 )
 
 // Bounds of raft.
@@ -134,7 +135,16 @@ func openStores(cfg Config) (*Stores, error) {
 	if cfg.Stores != nil {
 		return cfg.Stores, nil
 	}
-	return nil, warden.Errorf(warden.CodeUnsupported, "opening the replicated state", "no sealed log")
+	logger := orDiscard(cfg.Logger)
+	snapshots, err := sealedlog.OpenSnapshots(cfg.Dir, cfg.ClusterID, cfg.NodeID, cfg.Sealer, snapshotsKept, logger)
+	if err != nil {
+		return nil, err
+	}
+	log, err := sealedlog.Open(cfg.Dir, cfg.ClusterID, cfg.NodeID, cfg.Sealer, logger)
+	if err != nil {
+		return nil, err
+	}
+	return &Stores{Logs: log, Stable: log, Snapshots: snapshots, Close: log.Close}, nil
 }
 
 func (s *Stores) close() error {

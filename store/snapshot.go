@@ -21,7 +21,7 @@ const recordMax = warden.CommandBytes + 64<<10
 // WriteSnapshot writes a state that holds the objects as they are, unchecked, as of index 1. It is how tests seed a store.
 // Errors: CodeInvalid for an object that is empty or twice there, and those of w.
 func WriteSnapshot(w io.Writer, objects ...*api.Object) error {
-	s := newState()
+	s := NewState()
 	s.index = 1
 	txn := s.db.Txn(true)
 	for _, o := range objects {
@@ -32,12 +32,12 @@ func WriteSnapshot(w io.Writer, objects ...*api.Object) error {
 		s.time = max(s.time, r.GetMeta().GetUpdatedNs())
 	}
 	txn.Commit()
-	return s.view().write(w)
+	return s.View().Write(w)
 }
 
-// write writes the whole state: a header, the records by kind and ID, the stored results by age; each length-delimited. Equal
+// Write writes the whole state: a header, the records by kind and ID, the stored results by age; each length-delimited. Equal
 // states give equal bytes.
-func (v *View) write(w io.Writer) error {
+func (v *View) Write(w io.Writer) error {
 	txn := v.txn()
 	var objects []Record
 	for _, k := range kinds {
@@ -74,10 +74,10 @@ func (v *View) write(w io.Writer) error {
 	return buf.Flush()
 }
 
-// readState is the inverse of write. It reads to the end. Errors: CodeCorrupt, CodeUnsupported for another format.
-func readState(r io.Reader) (*state, error) {
+// ReadState is the inverse of View.Write. It reads to the end. Errors: CodeCorrupt, CodeUnsupported for another format.
+func ReadState(r io.Reader) (*State, error) {
 	const op = "restoring the state from a snapshot"
-	corrupt := func(format string, args ...any) (*state, error) {
+	corrupt := func(format string, args ...any) (*State, error) {
 		return nil, warden.Errorf(warden.CodeCorrupt, op, format, args...)
 	}
 	buf := bufio.NewReaderSize(r, 64<<10)
@@ -95,7 +95,7 @@ func readState(r io.Reader) (*state, error) {
 	if h.GetResults() > warden.RequestsKept {
 		return corrupt("it claims %d stored results, at most %d", h.GetResults(), warden.RequestsKept)
 	}
-	s := newState()
+	s := NewState()
 	s.index, s.time, s.stored = h.GetIndex(), h.GetTimeNs(), int(h.GetResults())
 	txn := s.db.Txn(true)
 	defer txn.Abort() // does nothing once committed

@@ -10,23 +10,24 @@ import (
 	"warden/api"
 )
 
-// state is the replicated state without raft: bytes in, result out, nothing else. Not safe for concurrent use.
-type state struct {
+// State is the replicated state without raft: bytes in, result out, nothing else. Not safe for concurrent use.
+type State struct {
 	db     *memdb.MemDB
 	index  uint64 // of the last command applied
 	time   int64  // last command time, Unix nanoseconds; never falls
 	stored int    // rows of the table of request results
 }
 
-func newState() *state { return &state{db: newDB()} }
+// NewState returns the empty state.
+func NewState() *State { return &State{db: newDB()} }
 
-// view returns the state as it is now.
-func (s *state) view() *View { return &View{db: s.db.Snapshot(), index: s.index, time: s.time} }
+// View returns the state as it is now.
+func (s *State) View() *View { return &View{db: s.db.Snapshot(), index: s.index, time: s.time} }
 
-// apply applies one committed command: all of it or nothing. It depends on its arguments and the state alone, never panics
+// Apply applies one committed command: all of it or nothing. It depends on its arguments and the state alone, never panics
 // whatever the bytes are, and returns a result in every case, with the keys of the records that changed. A command that cannot be
 // attributed to a request ID leaves nothing but the index.
-func (s *state) apply(index uint64, data []byte) (*api.Result, []Key) {
+func (s *State) Apply(index uint64, data []byte) (*api.Result, []Key) {
 	s.index = index
 	const op = "applying a command"
 	if len(data) > warden.CommandBytes {
@@ -61,7 +62,7 @@ func (s *state) apply(index uint64, data []byte) (*api.Result, []Key) {
 }
 
 // keep stores a result, and forgets the oldest beyond the bound.
-func (s *state) keep(txn *memdb.Txn, r *api.StoredResult) {
+func (s *State) keep(txn *memdb.Txn, r *api.StoredResult) {
 	must(txn.Insert(requests, r))
 	s.stored++
 	for s.stored > warden.RequestsKept {
