@@ -1,0 +1,163 @@
+package rafttransport
+
+import (
+	"context"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"warden"
+)
+
+// addr is a node's ID as a net.Addr.
+type addr string
+
+func (addr) Network() string  { return "warden-raft" }
+func (a addr) String() string { return string(a) }
+
+// dialer is the raft.StreamLayer for calls out: it dials by node ID and accepts nothing.
+type dialer struct {
+	localID string
+	dial    func(ctx context.Context, nodeID string) (net.Conn, error)
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+
+	mu    sync.Mutex // guards conns; held for moments only
+	conns map[*outConn]bool
+}
+
+func newDialer(localID string, dial func(ctx context.Context, nodeID string) (net.Conn, error)) *dialer {
+	d := &dialer{localID: localID, dial: dial, conns: map[*outConn]bool{}}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	return d
+}
+
+// Dial implements raft.StreamLayer.
+func (d *dialer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(d.ctx, timeout)
+	defer cancel()
+	conn, err := d.dial(ctx, string(address))
+	if err != nil {
+		return nil, warden.Wrap("dialling manager "+string(address), err)
+	}
+	c := &outConn{Conn: conn, d: d}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.ctx.Err() != nil {
+		conn.Close()
+		return nil, raft.ErrTransportShutdown
+	}
+	d.conns[c] = true
+	return c, nil
+}
+
+// Accept implements net.Listener: nothing ever comes in here.
+func (d *dialer) Accept() (net.Conn, error) {
+	<-d.ctx.Done()
+	return nil, net.ErrClosed
+}
+
+// Close implements net.Listener.
+func (d *dialer) Close() error { d.cancel(); return nil }
+
+// Addr implements net.Listener.
+func (d *dialer) Addr() net.Addr { return addr(d.localID) }
+
+// closeAll closes every connection that was dialled, also those in use: a call that waits for an answer ends. After Close.
+func (d *dialer) closeAll() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		c.Conn.Close()
+	}
+}
+
+// outConn is a dialled connection; its dialer forgets it when it is closed.
+type outConn struct {
+	net.Conn
+	d *dialer
+}
+
+func (c *outConn) Close() error {
+	c.d.mu.Lock()
+	delete(c.d.conns, c)
+	c.d.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// inConn is one accepted connection and, for raft's transport, the listener that accepts it and nothing else.
+type inConn struct {
+	net.Conn
+	accept chan net.Conn // holds the connection until it is accepted
+	stop   chan struct{} // closed by the listener's Close
+	done   chan struct{} // closed when raft's transport is through with the connection
+
+	stopOnce, doneOnce sync.Once
+
+	mu      sync.Mutex // guards refused; held for moments only
+	refused bool
+}
+
+func newInConn(conn net.Conn) *inConn {
+	c := &inConn{Conn: conn, accept: make(chan net.Conn, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	c.accept <- c
+	return c
+}
+
+// refuse makes the connection end: what raft's transport answers now is still written, then it reads the end.
+func (c *inConn) refuse() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.refused = true
+}
+
+func (c *inConn) isRefused() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refused
+}
+
+// Read implements net.Conn.
+func (c *inConn) Read(b []byte) (int, error) {
+	if c.isRefused() {
+		return 0, io.EOF
+	}
+	return c.Conn.Read(b)
+}
+
+// Close implements net.Conn. raft's transport calls it last of all.
+func (c *inConn) Close() error {
+	err := c.Conn.Close()
+	c.doneOnce.Do(func() { close(c.done) })
+	return err
+}
+
+// inListener is an inConn as the raft.StreamLayer of its own transport.
+type inListener struct{ c *inConn }
+
+// Dial implements raft.StreamLayer: nobody calls out here.
+func (l inListener) Dial(raft.ServerAddress, time.Duration) (net.Conn, error) {
+	return nil, raft.ErrTransportShutdown
+}
+
+// Accept returns the connection once.
+func (l inListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.c.accept:
+		return conn, nil
+	case <-l.c.stop:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close implements net.Listener.
+func (l inListener) Close() error {
+	l.c.stopOnce.Do(func() { close(l.c.stop) })
+	return nil
+}
+
+// Addr implements net.Listener.
+func (l inListener) Addr() net.Addr { return l.c.LocalAddr() }
