@@ -17,6 +17,7 @@ import (
 const (
 	reportTextMax    = 1 << 10 // bytes of a report's message, and of its error
 	reportBatchMax   = 400
+	sizeMax          = 1 << 50 // nano CPUs or bytes of memory that a node may claim to have
 	reportBackoffMin = 100 * time.Millisecond
 	reportBackoffMax = 2 * time.Second
 )
@@ -146,22 +147,27 @@ func checkDescription(d *api.NodeDescription) error {
 	switch {
 	case d == nil:
 		return bad("nothing given: it")
-	case len(d.GetHostname()) > warden.HostnameMax:
+	case !isText(d.GetHostname(), warden.HostnameMax):
 		return bad("host name")
-	case d.GetNanoCpus() < 0 || d.GetMemoryBytes() < 0:
+	case d.GetNanoCpus() < 0 || d.GetNanoCpus() > sizeMax || d.GetMemoryBytes() < 0 || d.GetMemoryBytes() > sizeMax:
 		return bad("size of the machine")
 	case len(d.GetEngineLabels()) > warden.LabelsMax:
 		return bad("number of labels")
 	}
 	for _, s := range []string{d.GetOs(), d.GetArch(), d.GetVersion(), d.GetExecutor(), d.GetSecretMounts()} {
-		if len(s) > warden.LabelKeyMax {
+		if !isText(s, warden.NameMax) {
 			return bad("a word")
 		}
 	}
 	for k, v := range d.GetEngineLabels() {
-		if k == "" || len(k) > warden.LabelKeyMax || len(v) > warden.LabelValueMax {
+		if k == "" || !isText(k, warden.LabelKeyMax) || !isText(v, warden.LabelValueMax) {
 			return bad("a label")
 		}
 	}
 	return nil
+}
+
+// isText reports whether s has at most bytesMax bytes and no control characters.
+func isText(s string, bytesMax int) bool {
+	return len(s) <= bytesMax && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
 }
