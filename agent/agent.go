@@ -316,10 +316,15 @@ func (a *Agent) setExit(t *task, state api.TaskState, message, problem string, e
 		return
 	}
 	t.status = &api.TaskStatus{State: state, Message: clip(message), Error: clip(problem), ExitCode: int32(exit.Code), TimeNs: at.UnixNano()}
+	a.tell(t)
+	a.cfg.Logger.Info("moved task", "task_id", t.id, "state", state.Word(), "error", t.status.GetError())
+}
+
+// tell makes the task's status pending in all watchers. Called with mu held.
+func (a *Agent) tell(t *task) {
 	for w := range a.watchers {
 		w.add(t)
 	}
-	a.cfg.Logger.Info("moved task", "task_id", t.id, "state", state.Word(), "error", t.status.GetError())
 }
 
 // add makes the task's status pending. Called with Agent.mu held.

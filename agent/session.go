@@ -229,9 +229,13 @@ func (a *Agent) carryOut(s *session, set *api.AssignmentSet) error {
 	return nil
 }
 
-// put makes the node have the task. One that it knows is never started again, only ordered to end. Called with mu held.
+// put makes the node have the task. One that it knows is never started again, only ordered to end; its state is told again,
+// since a manager that did not know the task yet has dropped what it was told before. Called with mu held.
 func (a *Agent) put(record *api.Task) {
 	t := a.tasks[record.GetId()]
+	if t != nil && t.status != nil {
+		a.tell(t)
+	}
 	if t == nil {
 		t = newTask(record.GetId(), record)
 		a.tasks[t.id] = t
@@ -239,9 +243,7 @@ func (a *Agent) put(record *api.Task) {
 			// It may have run here before the machine or its executor lost it.
 			t.status = &api.TaskStatus{State: api.TaskState_TASK_FAILED, Message: "lost", Error: "this node does not have the task any more",
 				TimeNs: time.Now().UnixNano()}
-			for w := range a.watchers {
-				w.add(t)
-			}
+			a.tell(t)
 		}
 	}
 	if !t.dropping {

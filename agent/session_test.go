@@ -235,3 +235,218 @@ func TestSession(t *testing.T) {
 	c.awaitState(web.Id, api.TaskState_TASK_SHUTDOWN)
 	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == 0 && !c.exec.has(web.Id) })
 }
+
+// TestRestart: the daemon's end leaves tasks as they are (I7), the next one adopts them, and what the cluster does not name
+// any more goes. A task that ran and that the machine lost is failed, not started again.
+func TestRestart(t *testing.T) {
+	var web, lost *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		web, lost = c.task("host"), c.task("host")
+		return []*api.Object{store.Wrap(web), store.Wrap(lost)}
+	})
+	stop := c.run()
+	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+	c.awaitState(lost.Id, api.TaskState_TASK_RUNNING)
+	if err := stop(); !errors.Is(err, context.Canceled) {
+		t.Fatalf("Run = %v", err)
+	}
+	if !c.exec.has(web.Id) {
+		t.Fatal("the end of the daemon ended a task")
+	}
+	c.exec.mu.Lock()
+	delete(c.exec.tasks, lost.Id)
+	c.exec.tasks["stray"] = &fakeTask{e: c.exec, id: "stray", ended: make(chan struct{})}
+	c.exec.mu.Unlock()
+	c.agent = c.newAgent()
+	c.runAgent()
+	c.awaitState(lost.Id, api.TaskState_TASK_FAILED)
+	c.await("the stray task to go", func() bool { return slices.Equal(c.agent.Tasks(), []string{web.Id}) })
+	if n := c.exec.starts(); n != 2 {
+		t.Errorf("%d starts, want 2", n)
+	}
+	if err := c.agent.StopAll(t.Context()); err != nil || c.exec.has(web.Id) || len(c.agent.Tasks()) != 0 {
+		t.Errorf("StopAll = %v, tasks left %v", err, c.agent.Tasks())
+	}
+}
+
+// TestStopAllWithoutRun: leave works on a daemon that just came up, too.
+func TestStopAllWithoutRun(t *testing.T) {
+	exec := newFakeExecutor()
+	exec.tasks["old"] = &fakeTask{e: exec, id: "old", ended: make(chan struct{})}
+	a := agent.New(agent.Config{NodeID: warden.NewID(), Executor: exec, Logger: slog.New(slog.DiscardHandler)})
+	if err := a.StopAll(t.Context()); err != nil || exec.has("old") {
+		t.Fatalf("StopAll = %v", err)
+	}
+	if err := a.Run(t.Context()); warden.CodeOf(err) != warden.CodeConflict {
+		t.Errorf("Run after StopAll = %v", err)
+	}
+}
+
+// TestI6SecretsStayInTheirZone: the dispatcher sends neither task nor secret where zones don't agree, although the store
+// (here seeded past its own rules) says so; and takes both back when an operator moves the node.
+func TestI6SecretsStayInTheirZone(t *testing.T) {
+	var forbidden, moved, good *api.Task
+	var goodID string
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		pci, free := c.secret("pci-key", "canary-pci", "pci"), c.secret("free", "canary-free")
+		goodID = free[0].GetSecret().GetId()
+		forbidden, moved, good = c.task("host", pci[0].GetSecret().GetId()), c.task("host"), c.task("host", goodID)
+		moved.Spec.Zone = "pci"
+		return append(append(pci, free...), store.Wrap(forbidden), store.Wrap(moved), store.Wrap(good))
+	})
+	c.run()
+	c.awaitState(good.Id, api.TaskState_TASK_RUNNING)
+	if got := c.agent.Tasks(); !slices.Equal(got, []string{good.Id}) {
+		t.Fatalf("the node has %v, want %v alone", got, good.Id)
+	}
+	node := api.Clone(c.store.View().Node(c.node.Id))
+	node.Zone, node.LeafZone = "pci", "pci"
+	c.put(node)
+	c.await("the task of the old zone to go", func() bool { return !slices.Contains(c.agent.Tasks(), good.Id) })
+	c.awaitState(good.Id, api.TaskState_TASK_SHUTDOWN)
+	c.awaitState(moved.Id, api.TaskState_TASK_RUNNING)
+	c.awaitState(forbidden.Id, api.TaskState_TASK_ASSIGNED)
+}
+
+// TestLargeAssignment: secrets that don't fit into one message come in several, and nothing that a later one names ends.
+func TestLargeAssignment(t *testing.T) {
+	tasks := []*api.Task{}
+	c := newCluster(t, func(c *cluster) (all []*api.Object) {
+		for i := range 12 {
+			var ids []string
+			for j := range 2 {
+				s := c.secret("s"+string(rune('a'+i))+string(rune('a'+j)), string(make([]byte, warden.SecretBytesMax)))
+				ids = append(ids, s[0].GetSecret().GetId())
+				all = append(all, s...)
+			}
+			task := c.task("host", ids...)
+			tasks = append(tasks, task)
+			all = append(all, store.Wrap(task))
+		}
+		return all
+	})
+	stop := c.run()
+	for _, task := range tasks {
+		c.awaitState(task.Id, api.TaskState_TASK_RUNNING)
+	}
+	if err := stop(); !errors.Is(err, context.Canceled) {
+		t.Fatal(err)
+	}
+	c.agent = c.newAgent() // adopts all; the sets of the new session must not end one
+	c.runAgent()
+	c.await("a session", func() bool { m, _ := c.agent.Session(); return m != "" })
+	c.setDesired(tasks[0].Id, api.TaskState_TASK_SHUTDOWN)
+	c.awaitState(tasks[0].Id, api.TaskState_TASK_SHUTDOWN)
+	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == len(tasks)-1 })
+	if n := c.exec.starts(); n != len(tasks) {
+		t.Errorf("%d starts, want %d", n, len(tasks))
+	}
+}
+
+// TestBrokenSecret: a task whose secret can't be opened is held back, others are not.
+func TestBrokenSecret(t *testing.T) {
+	var broken, good *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		bad, fine := c.secret("bad", ""), c.secret("fine", "v")
+		delete(c.values, bad[0].GetSecret().GetId())
+		broken, good = c.task("host", fine[0].GetSecret().GetId(), bad[0].GetSecret().GetId()), c.task("host", fine[0].GetSecret().GetId())
+		return append(append(bad, fine...), store.Wrap(broken), store.Wrap(good))
+	})
+	c.run()
+	c.awaitState(good.Id, api.TaskState_TASK_RUNNING)
+	if got := c.agent.Tasks(); !slices.Equal(got, []string{good.Id}) {
+		t.Errorf("the node has %v, want %v alone", got, good.Id)
+	}
+}
+
+// TestRenewal: an expired leaf is renewed and nothing else is done; the node redials and works.
+func TestRenewal(t *testing.T) {
+	var web *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		web = c.task("host")
+		return []*api.Object{store.Wrap(web)}
+	})
+	c.peer.RenewOnly = true
+	c.run()
+	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.installed != 1 || len(c.served) != 1 {
+		t.Errorf("%d leaves installed, sessions ended %v, want one", c.installed, c.served)
+	}
+}
+
+// TestEvict: a live session whose context is cancelled with CodeEvicted, and a node that dials in with a tombstone: both
+// stop, wipe, and say so.
+func TestEvict(t *testing.T) {
+	for _, live := range []bool{true, false} {
+		var web *api.Task
+		c := newCluster(t, func(c *cluster) []*api.Object {
+			web = c.task("host")
+			return []*api.Object{store.Wrap(web)}
+		})
+		stop := c.run()
+		c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+		if !live {
+			stop()
+			c.agent = c.newAgent()
+			c.mu.Lock()
+			c.peer.Tombstone = &api.Tombstone{Id: c.node.Id, Meta: &api.Meta{Index: 77}, RemovedNs: 5}
+			c.mu.Unlock()
+			stop = c.runAgent()
+		} else {
+			c.cut(warden.Errorf(warden.CodeEvicted, "", "removed"))
+		}
+		c.await("the eviction", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.evicted != nil })
+		if err := stop(); warden.CodeOf(err) != warden.CodeEvicted {
+			t.Errorf("live %v: Run = %v", live, err)
+		}
+		if c.exec.has(web.Id) || len(c.agent.Tasks()) != 0 {
+			t.Errorf("live %v: tasks are left", live)
+		}
+		if !live && (c.evicted.Index != 77 || c.evicted.TimeNs != 5 || c.evicted.NodeId != c.node.Id) {
+			t.Errorf("evict = %v", c.evicted)
+		}
+	}
+}
+
+// TestLease: without it nothing is sent, and the session stays.
+func TestLease(t *testing.T) {
+	var web *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		web = c.task("host")
+		return []*api.Object{store.Wrap(web)}
+	})
+	c.lease = false
+	c.run()
+	c.await("the session", func() bool { return len(c.dispatcher.Claims()) == 1 })
+	if n := len(c.agent.Tasks()); n != 0 {
+		t.Errorf("%d tasks were sent without the lease", n)
+	}
+	c.mu.Lock()
+	c.lease = true
+	c.mu.Unlock()
+	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+}
+
+// TestSessionsReplaceEachOther: Close and a newer session end the older one; the agent redials, tasks go on.
+func TestSessionsReplaceEachOther(t *testing.T) {
+	var web *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		web = c.task("host")
+		return []*api.Object{store.Wrap(web)}
+	})
+	c.run()
+	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+	first := c.dispatcher.Claims()[0].SessionId
+	c.dispatcher.Close(first, "lost its claim")
+	c.await("another session", func() bool { claims := c.dispatcher.Claims(); return len(claims) == 1 && claims[0].SessionId != first })
+	c.agent.Redial()
+	c.await("a third session", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.served) == 2 })
+	c.await("its claim", func() bool { return len(c.dispatcher.Claims()) == 1 })
+	c.setDesired(web.Id, api.TaskState_TASK_SHUTDOWN)
+	c.awaitState(web.Id, api.TaskState_TASK_SHUTDOWN)
+	if n := c.exec.starts(); n != 1 {
+		t.Errorf("%d starts, want 1", n)
+	}
+}

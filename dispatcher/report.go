@@ -94,27 +94,6 @@ func (d *Dispatcher) deliver(ctx context.Context) {
 	}
 }
 
-// novelty tells which reports of one session say something new.
-type novelty struct {
-	last    map[string]api.TaskState // by task ID: the newest state taken
-	repeats int                      // reports without news since `since`
-	since   time.Time
-}
-
-// is reports whether report moves the task forward. task is the node's record of it, nil where it has none.
-func (n *novelty) is(task *api.Task, report *api.TaskReport, now time.Time) bool {
-	if now.Sub(n.since) > warden.HeartbeatMissed {
-		n.repeats, n.since = 0, now
-	}
-	state := report.GetStatus().GetState()
-	if task == nil || !reportable(state) || state <= n.last[task.GetId()] {
-		n.repeats++
-		return false
-	}
-	n.last[task.GetId()] = state
-	return true
-}
-
 // reportable says whether it is for a node to report the state.
 func reportable(s api.TaskState) bool {
 	_, known := api.TaskState_name[int32(s)]

@@ -36,7 +36,8 @@ type session struct {
 	mu          sync.Mutex // guards the fields below; held for access only
 	seen        time.Time  // last answer; zero before the first
 	skew        time.Duration
-	description *api.NodeDescription // as last given and within bounds
+	description *api.NodeDescription       // as last given and within bounds
+	told        map[string]*api.TaskReport // the newest state taken of each task of the node
 }
 
 // Serve runs one session over conn, which it closes, until conn or ctx ends, a newer session of the node replaces it, or the
@@ -60,7 +61,7 @@ func (d *Dispatcher) Serve(ctx context.Context, conn net.Conn, p Peer) error {
 
 	ctx, end := context.WithCancelCause(ctx)
 	s := &session{d: d, id: warden.NewID(), peer: p, client: client, end: end,
-		assignKick: make(chan struct{}, 1), renewKick: make(chan struct{}, 1)}
+		assignKick: make(chan struct{}, 1), renewKick: make(chan struct{}, 1), told: map[string]*api.TaskReport{}}
 	d.register(s)
 	defer d.unregister(s)
 	d.cfg.Logger.Info("opened session", "node_id", p.NodeID, "session_id", s.id, "ip", p.IP, "renew_only", p.RenewOnly)
@@ -144,12 +145,17 @@ func (s *session) heartbeat(ctx context.Context, described chan struct{}) error 
 	tick := time.NewTicker(warden.HeartbeatPeriod)
 	defer tick.Stop()
 	warned := warnings{}
+	repeated := time.Now()
 	for first := true; ; first = false {
 		if err := s.describe(ctx, &warned); err != nil {
 			return err
 		}
 		if first {
 			close(described)
+		}
+		if time.Since(repeated) >= warden.HeartbeatMissed {
+			s.repeat()
+			repeated = time.Now()
 		}
 		select {
 		case <-tick.C:
@@ -194,11 +200,11 @@ func (s *session) describe(ctx context.Context, warned *warnings) error {
 	return nil
 }
 
-// claim returns the session as the leader is told of it, or nil before the node's first answer.
+// claim returns the session as the leader is told of it; nil before the node's first answer, and where it can't take tasks.
 func (s *session) claim() *api.SessionClaim {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.seen.IsZero() {
+	if s.seen.IsZero() || s.peer.RenewOnly {
 		return nil
 	}
 	return &api.SessionClaim{NodeId: s.peer.NodeID, SessionId: s.id, Description: s.description, Ip: s.peer.IP,
@@ -211,23 +217,54 @@ func (s *session) watch(ctx context.Context) error {
 	if err != nil {
 		return warden.Wrap("watching tasks", api.FromError(err))
 	}
-	news := novelty{last: map[string]api.TaskState{}, since: time.Now()}
+	repeats, since := 0, time.Now()
 	for {
 		report, err := stream.Recv()
 		if done, err := ended(err); done {
 			return warden.Wrap("watching tasks", cmpErr(err, warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream")))
 		}
-		task := s.d.cfg.Store.View().Task(report.GetTaskId())
-		if task.GetNodeId() != s.peer.NodeID {
-			task = nil // another node's, or none: not for this one to report
-		}
-		if !news.is(task, report, time.Now()) {
-			if news.repeats > repeatsMax {
-				return warden.Errorf(warden.CodeLimited, "watching tasks", "more than %d reports without news in %s", repeatsMax, warden.HeartbeatMissed)
-			}
+		if report = s.news(report); report != nil {
+			s.d.reports.add(s.peer.NodeID, report)
 			continue
 		}
-		s.d.reports.add(s.peer.NodeID, clipReport(report))
+		if now := time.Now(); now.Sub(since) > warden.HeartbeatMissed {
+			repeats, since = 0, now
+		}
+		if repeats++; repeats > repeatsMax {
+			return warden.Errorf(warden.CodeLimited, "watching tasks", "more than %d reports without news in %s", repeatsMax, warden.HeartbeatMissed)
+		}
+	}
+}
+
+// news returns the report within its bounds if it moves a task of this node forward, else nil. What it says of tasks that are
+// another node's, or none, is not for this node to say.
+func (s *session) news(report *api.TaskReport) *api.TaskReport {
+	state := report.GetStatus().GetState()
+	if s.d.cfg.Store.View().Task(report.GetTaskId()).GetNodeId() != s.peer.NodeID || !reportable(state) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if state <= s.told[report.GetTaskId()].GetStatus().GetState() {
+		return nil
+	}
+	report = clipReport(report)
+	s.told[report.GetTaskId()] = report
+	return report
+}
+
+// repeat reports again what the store does not show: the leader that took a report may have failed before it committed it.
+func (s *session) repeat() {
+	v := s.d.cfg.Store.View()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for id, report := range s.told {
+		switch task := v.Task(id); {
+		case task == nil:
+			delete(s.told, id)
+		case task.GetStatus().GetState() < report.GetStatus().GetState():
+			s.d.reports.add(s.peer.NodeID, report)
+		}
 	}
 }
 
