@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"slices"
+	"strings"
 
 	"warden"
 )
@@ -31,13 +32,13 @@ func Place(nodes []Node, groups []Group) (placed []Placement, unplaced []Unplace
 }
 
 // Belongs reports whether the node may hold a task of the group for good: zone, zones of the secrets and constraints. Whether
-// it is ready, active and has room does not matter here. If not, reason says why. Pure.
+// it is ready, active and has room does not matter here. If not, reason says why: `in zone "a", not "b"`. Pure.
 func Belongs(n Node, g Group) (ok bool, reason string) {
 	w, at := lasting(&n, &g)
 	if w == fits {
 		return true, ""
 	}
-	return false, refused{why: w, at: at, zone: n.Zone, nodes: 1}.text(&g)
+	return false, strings.TrimPrefix(refused{why: w, at: at, zone: n.Zone, nodes: 1}.text(&g), "1 node ")
 }
 
 // host is a node and what is left of it.
