@@ -369,11 +369,7 @@ func TestRenewal(t *testing.T) {
 	c.peer.RenewOnly = true
 	c.run()
 	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.installed != 1 || len(c.served) != 1 {
-		t.Errorf("%d leaves installed, sessions ended %v, want one", c.installed, c.served)
-	}
+	c.await("the end of the first session", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.installed == 1 && len(c.served) == 1 })
 }
 
 // TestEvict: a live session whose context is cancelled with CodeEvicted, and a node that dials in with a tombstone: both
@@ -442,7 +438,7 @@ func TestSessionsReplaceEachOther(t *testing.T) {
 	c.dispatcher.Close(first, "lost its claim")
 	c.await("another session", func() bool { claims := c.dispatcher.Claims(); return len(claims) == 1 && claims[0].SessionId != first })
 	c.agent.Redial()
-	c.await("a third session", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.served) == 2 })
+	c.await("the end of the second session", func() bool { c.mu.Lock(); defer c.mu.Unlock(); return len(c.served) == 2 })
 	c.await("its claim", func() bool { return len(c.dispatcher.Claims()) == 1 })
 	c.setDesired(web.Id, api.TaskState_TASK_SHUTDOWN)
 	c.awaitState(web.Id, api.TaskState_TASK_SHUTDOWN)
