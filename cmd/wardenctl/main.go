@@ -91,6 +91,11 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 refused.`,
 	root.AddCommand(c.swarmCommand(), c.nodeCommand(), c.serviceCommand(), c.secretCommand(), c.zoneCommand(), c.taskCommand(),
 		c.eventsCommand(), c.statusCommand(), c.versionCommand())
 	root.SetHelpCommand(helpCommand())
+	root.InitDefaultCompletionCmd()
+	if completion, _, err := root.Find([]string{"completion"}); err == nil {
+		asGroup(completion)
+		completion.Example = "  source <(wardenctl completion bash)"
+	}
 	return root
 }
 
