@@ -2,6 +2,7 @@ package autolock_test
 
 import (
 	"bytes"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/pem"
 	"fmt"
@@ -10,6 +11,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/crypto/nacl/box"
 
 	"warden"
 	"warden/autolock"
@@ -233,5 +236,68 @@ func TestStrictBlocks(t *testing.T) {
 	newer := with(clear, 0, func(b *pem.Block) { b.Headers["Version"] = "2" })
 	if _, err := autolock.ParseKeyFile(newer); warden.CodeOf(err) != warden.CodeUnsupported {
 		t.Errorf("a newer version: %v, want code unsupported", err)
+	}
+}
+
+// What decides before the unlock key is there: a file that no key could make good is refused when it is read.
+func TestUnopenableSealedFilesAreRefusedWhenRead(t *testing.T) {
+	to := newUnlockKey(t).Recipient()
+	_, sealed := write(t, newNode(t, testCluster, "manager"), &to)
+	_, ofWorker := write(t, newNode(t, testCluster, "worker"), nil)
+	oversize := blocks(t, sealed)
+	oversize[3].Bytes = make([]byte, warden.KeyFileMax)
+	lockedWorker := blocks(t, ofWorker)
+	lockedWorker[3] = blocks(t, sealed)[3]
+	lockedWorker[0].Headers["Recipient"], lockedWorker[0].Headers["Key-Id"] = warden.Base36(to[:], 50), to.KeyID()
+	for name, all := range map[string][]*pem.Block{"oversize": oversize, "locked worker": lockedWorker} {
+		if _, err := autolock.ParseKeyFile(join(all)); warden.CodeOf(err) != warden.CodeCorrupt {
+			t.Errorf("ParseKeyFile of a %s = %v, want code corrupt", name, err)
+		}
+	}
+}
+
+// Anybody can make an anonymous box: one that opens is still refused unless it says exactly what the clear part says, and
+// holds the leaf's key.
+func TestForgedBoxesAreRefused(t *testing.T) {
+	unlock := newUnlockKey(t)
+	to := unlock.Recipient()
+	n := newNode(t, testCluster, "manager")
+	_, file := write(t, n, &to)
+	private, err := warden.ParseBase36(reveal(t, unlock.Text())[9:59], 32, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	plaintext, ok := box.OpenAnonymous(nil, blocks(t, file)[3].Bytes, (*[32]byte)(&to), (*[32]byte)(private))
+	if !ok {
+		t.Fatal("the box does not open")
+	}
+	forge := func(plaintext []byte) error {
+		forged, err := box.SealAnonymous(nil, plaintext, (*[32]byte)(&to), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all := blocks(t, file)
+		all[3].Bytes = forged
+		_, err = open(join(all), unlock)
+		return err
+	}
+	if err := forge(plaintext); err != nil {
+		t.Fatalf("the box as it was: %v", err)
+	}
+	if err := forge(append(bytes.Clone(plaintext), 0)); warden.CodeOf(err) != warden.CodeCorrupt {
+		t.Errorf("with a trailing byte: %v, want code corrupt", err)
+	}
+	for i := range plaintext {
+		if err := forge(plaintext[:i]); err == nil {
+			t.Errorf("the first %d of %d bytes pass", i, len(plaintext))
+		}
+	}
+	end := bytes.Index(plaintext, n.key) + len(n.key)
+	for i := range end {
+		changed := bytes.Clone(plaintext)
+		changed[i] ^= 1
+		if err := forge(changed); warden.CodeOf(err) != warden.CodeForeign && warden.CodeOf(err) != warden.CodeCorrupt {
+			t.Errorf("with byte %d changed: %v, want code foreign or corrupt", i, err)
+		}
 	}
 }

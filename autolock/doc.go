@@ -7,9 +7,9 @@
 // hashes of the certificates, and Unlock checks all of them against the clear part.
 //
 // The package does not verify certificate chains (package ca does), does not choose the recipient (it comes from sealed
-// state only, never from a file in clear), does not open logs, and cannot see a disk that was rolled back as a whole. Who
-// can write to a manager's state directory while it is down can replace the whole file by one of their own making; it then
-// opens none of the log.
+// state only, never from a file in clear), does not open logs, and cannot see a disk that was rolled back as a whole. Who can
+// write to a manager's state directory while it is down can replace the whole file by one of their own making: its leaf is
+// then not the recorded one, and its DEK opens none of the log.
 //
 // Invariants: a key file is one file of mode 0600, replaced in one step; in a sealed one nothing secret is readable (I8, I9);
 // blocks of two nodes never mix; what WriteKeyFile would not write is refused with the file's name and a remedy; no key

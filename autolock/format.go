@@ -26,8 +26,7 @@ const (
 	blockSealed = "WARDEN SEALED IDENTITY"
 	blockDigest = "WARDEN DIGEST"
 
-	version   = "1"
-	blocksMax = 1 + warden.ChainMax + 2 + 1
+	version = "1"
 )
 
 const opParse = "parsing"
@@ -161,7 +160,7 @@ func decode(data []byte) ([]*pem.Block, error) {
 	var blocks []*pem.Block
 	for rest := data; len(rest) > 0; {
 		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil || len(blocks) == blocksMax {
+		if b, rest = pem.Decode(rest); b == nil {
 			return nil, warden.Errorf(warden.CodeCorrupt, opParse, "after PEM block %d comes something else than a key file has", len(blocks))
 		}
 		blocks = append(blocks, b)

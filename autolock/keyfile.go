@@ -189,7 +189,7 @@ func binding(id Identity, to Recipient) []byte {
 	return b.BytesOrPanic() // IDs are 25 characters, hashes 32 bytes
 }
 
-// withKeys returns id with its keys, which it copies, if they belong to it. Errors: CodeCorrupt, CodeForeign.
+// withKeys returns id with its keys, which it copies, if they belong to it; dek is for managers. Errors: CodeCorrupt, CodeForeign.
 func withKeys(id Identity, nodeKey, dek []byte) (Identity, error) {
 	leaf, err := checkClear(id)
 	if err != nil {
@@ -204,8 +204,6 @@ func withKeys(id Identity, nodeKey, dek []byte) (Identity, error) {
 			return Identity{}, err
 		}
 		id.Keyring = &Keyring{set}
-	} else if len(dek) != 0 {
-		return Identity{}, warden.Errorf(warden.CodeCorrupt, "checking the DEK", "a worker has none")
 	}
 	id.Key = sensitive.New(bytes.Clone(nodeKey))
 	return id, nil

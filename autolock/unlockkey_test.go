@@ -2,6 +2,7 @@ package autolock_test
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -80,6 +81,16 @@ func TestEveryTypoIsRefused(t *testing.T) {
 		}
 	}
 	refused("upper case", strings.ToUpper(text))
+	private, err := warden.ParseBase36(text[9:59], 32, 50)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, bit := range []struct{ at, mask byte }{{0, 1}, {0, 2}, {0, 4}, {31, 64}, {31, 128}} {
+		twin := bytes.Clone(private) // X25519 takes it for the same key
+		twin[bit.at] ^= bit.mask
+		sum := sha256.Sum256(append([]byte("warden unlock key checksum 1\x00"), twin...))
+		refused("the same key spelt otherwise", "WDNKEY-1-"+warden.Base36(twin, 50)+"-"+warden.Base36(sum[:4], 7))
+	}
 	refused("twice", text+text)
 	refused("oversize", text+strings.Repeat(" ", warden.UnlockKeyTextMax))
 }

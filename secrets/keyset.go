@@ -65,10 +65,9 @@ func (k *Keyset) Open(sealed []byte, purpose ...string) ([]byte, error) {
 	return plaintext, warden.Wrap("opening a sealed record", err)
 }
 
-// binding returns the words, each with its length and all with their number: no two lists have the same bytes.
+// binding returns the words, each behind its length: no two lists have the same bytes.
 func binding(words []string) []byte {
 	var b cryptobyte.Builder
-	b.AddUint16(uint16(len(words)))
 	for _, w := range words {
 		b.AddUint24LengthPrefixed(func(b *cryptobyte.Builder) { b.AddBytes([]byte(w)) })
 	}

@@ -145,12 +145,17 @@ func TestParseRefusesOtherKeys(t *testing.T) {
 	raw := aead.XChaCha20Poly1305KeyTemplate()
 	raw.OutputPrefixType = tinkpb.OutputPrefixType_RAW
 	for name, data := range map[string][]byte{
-		"nothing":     nil,
-		"garbage":     []byte("garbage"),
-		"oversize":    make([]byte, 9<<10),
-		"AES-GCM":     of(aead.AES256GCMKeyTemplate()),
-		"no prefix":   of(raw),
-		"disabled":    change(func(k *tinkpb.Keyset) { k.Key[0].Status = tinkpb.KeyStatusType_DISABLED }),
+		"nothing":   nil,
+		"garbage":   []byte("garbage"),
+		"oversize":  make([]byte, 9<<10),
+		"AES-GCM":   of(aead.AES256GCMKeyTemplate()),
+		"no prefix": of(raw),
+		"disabled":  change(func(k *tinkpb.Keyset) { k.Key[0].Status = tinkpb.KeyStatusType_DISABLED }),
+		"one disabled": change(func(k *tinkpb.Keyset) {
+			old := proto.Clone(k.Key[0]).(*tinkpb.Keyset_Key)
+			old.KeyId, old.Status = old.KeyId+1, tinkpb.KeyStatusType_DISABLED
+			k.Key = append(k.Key, old)
+		}),
 		"no primary":  change(func(k *tinkpb.Keyset) { k.PrimaryKeyId++ }),
 		"short key":   change(func(k *tinkpb.Keyset) { v := k.Key[0].KeyData.Value; k.Key[0].KeyData.Value = v[:len(v)-1] }),
 		"no key data": change(func(k *tinkpb.Keyset) { k.Key[0].KeyData = nil }),
