@@ -79,6 +79,9 @@ func Advertised(advertise string, from netip.Addr) (string, error) {
 		return bad("the port is not 1 to 65535")
 	}
 	if host == "" {
+		if !from.IsValid() {
+			return bad("the address that the connection comes from is not known")
+		}
 		return net.JoinHostPort(from.String(), port), nil
 	}
 	if ip, err := netip.ParseAddr(host); err == nil {

@@ -1,0 +1,128 @@
+package join_test
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"warden"
+	"warden/join"
+	"warden/tokens"
+)
+
+var start = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+// exhaust fails from ip until the limiter refuses, and returns how often it could.
+func exhaust(l *join.Limiter, ip netip.Addr, now time.Time) int {
+	for n := range 100_000 {
+		if l.Allow(ip, now) != nil {
+			return n
+		}
+		l.Failed(ip, now)
+	}
+	return -1
+}
+
+func TestLimiterPerAddress(t *testing.T) {
+	l, ip, other := join.NewLimiter(), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
+	if n := exhaust(l, ip, start); n != 128 {
+		t.Errorf("%d failures from one address, want 128", n)
+	}
+	err := l.Allow(ip, start)
+	wantCode(t, "exhausted", err, warden.CodeLimited)
+	if warden.HintOf(err) == "" {
+		t.Error("no hint")
+	}
+	wantCode(t, "the same address, mapped", l.Allow(netip.MustParseAddr("::ffff:192.0.2.1"), start), warden.CodeLimited)
+	wantCode(t, "another address", l.Allow(other, start), "")
+	wantCode(t, "a second later", l.Allow(ip, start.Add(time.Second)), "")
+	if n := exhaust(l, ip, start.Add(10*time.Second)); n != 20 {
+		t.Errorf("%d more failures after ten seconds, want 20", n)
+	}
+	wantCode(t, "a clock that went back", l.Allow(ip, start.Add(-time.Hour)), warden.CodeLimited)
+}
+
+func TestLimiterCountsIPv6ByItsNetwork(t *testing.T) {
+	l := join.NewLimiter()
+	exhaust(l, netip.MustParseAddr("2001:db8:0:1::1"), start)
+	wantCode(t, "same /64", l.Allow(netip.MustParseAddr("2001:db8:0:1:ffff::9"), start), warden.CodeLimited)
+	wantCode(t, "another /64", l.Allow(netip.MustParseAddr("2001:db8:0:2::1"), start), "")
+	wantCode(t, "no address", l.Allow(netip.Addr{}, start), "")
+}
+
+// TestLimiterInTotal: many addresses together are limited, too, and recover together.
+func TestLimiterInTotal(t *testing.T) {
+	l := join.NewLimiter()
+	n := 0
+	for ; n < 5000; n++ {
+		ip := netip.MustParseAddr(fmt.Sprintf("10.0.%d.%d", n/256, n%256))
+		if l.Allow(ip, start) != nil {
+			break
+		}
+		l.Failed(ip, start)
+	}
+	if n != 1024 {
+		t.Errorf("%d failures in total, want 1024", n)
+	}
+	wantCode(t, "an address that never failed", l.Allow(netip.MustParseAddr("192.0.2.1"), start), warden.CodeLimited)
+	wantCode(t, "a second later", l.Allow(netip.MustParseAddr("192.0.2.1"), start.Add(time.Second)), "")
+}
+
+// TestLimiterForgetsTheOldest: 4096 addresses are remembered; in 30 seconds each gets 60 attempts back, one forgotten all 128.
+func TestLimiterForgetsTheOldest(t *testing.T) {
+	l, ip := join.NewLimiter(), netip.MustParseAddr("192.0.2.1")
+	exhaust(l, ip, start)
+	for round, tt := range []struct{ others, want int }{{4000, 60}, {4095, 60}, {4096, 128}} {
+		now := start.Add(time.Duration(round) * 30 * time.Second)
+		for n := range tt.others {
+			l.Failed(netip.MustParseAddr(fmt.Sprintf("10.%d.%d.%d", round, n/256, n%256)), now)
+		}
+		if n := exhaust(l, ip, now.Add(30*time.Second)); n != tt.want {
+			t.Errorf("after %d other addresses: %d more attempts, want %d", tt.others, n, tt.want)
+		}
+	}
+}
+
+// TestServeCountsAttempts: unfinished ones while they last, failed ones afterwards, granted ones not at all.
+func TestServeCountsAttempts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.server.Limiter = join.NewLimiter()
+		tok := c.mint(t, tokens.Rule{})
+		none := netip.Addr{} // what a pipe comes from
+		for range 200 {
+			joiner, manager := pipe(t, c)
+			r := &raw{joiner, exporterOf(t, joiner)}
+			done := make(chan error, 1)
+			go func() { done <- c.server.Serve(t.Context(), manager) }()
+			r.Write(frameOf(t, r.valid(t, tok)))
+			readReply(t, r)
+			wantCode(t, "granted", <-done, "")
+		}
+		var open []net.Conn
+		results := make(chan error, 129)
+		for range 129 {
+			joiner, manager := pipe(t, c)
+			open = append(open, joiner.NetConn())
+			go func() { results <- c.server.Serve(t.Context(), manager) }()
+		}
+		synctest.Wait()
+		wantCode(t, "with 128 under way", c.server.Limiter.Allow(none, time.Now()), warden.CodeLimited)
+		for _, conn := range open {
+			conn.Close()
+		}
+		count := map[warden.Code]int{}
+		for range 129 {
+			count[warden.CodeOf(<-results)]++
+		}
+		if count[warden.CodeLimited] != 1 {
+			t.Errorf("codes %v, want one limited", count)
+		}
+		wantCode(t, "after 128 failed", c.server.Limiter.Allow(none, time.Now()), warden.CodeLimited)
+		time.Sleep(time.Second)
+		wantCode(t, "a second later", c.server.Limiter.Allow(none, time.Now()), "")
+	})
+}
