@@ -32,6 +32,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -81,6 +82,7 @@ type Executor struct {
 	mounts            string
 	userNS            bool
 	cgroups           map[string]string
+	foreign           []idRange
 	logger            *slog.Logger
 
 	starts sync.RWMutex // held for reading across a start and for writing across Adopt, which removes what is half made
@@ -95,7 +97,7 @@ type Option func(*Executor)
 // WithoutUserNamespaces gives each task a plain uid, as on kernels that cannot do more.
 func WithoutUserNamespaces(e *Executor) { e.userNS = false }
 
-// WithBindMounts mounts secrets as on kernels that cannot build detached mounts.
+// WithBindMounts mounts secrets as where detached mounts cannot be built. Then there are no user namespaces either.
 func WithBindMounts(e *Executor) { e.mounts = tmpfsmount.Bind }
 
 // New returns an executor that keeps tasks under stateDir, which it creates, and re-executes self, a path of this very
@@ -118,9 +120,12 @@ func New(stateDir, self string, logger *slog.Logger, options ...Option) (*Execut
 	}
 	sum := sha256.Sum256([]byte(dir))
 	e := &Executor{dir: dir, self: self, parent: "warden-" + hex.EncodeToString(sum[:6]), mounts: tmpfsmount.Probe(), userNS: true,
-		cgroups: hierarchies(), logger: logger, tasks: map[string]*task{}}
+		cgroups: hierarchies(), foreign: subordinateIDs(), logger: logger, tasks: map[string]*task{}}
 	for _, option := range options {
 		option(e)
+	}
+	if e.mounts == tmpfsmount.Bind {
+		e.userNS = false // uid 0 of one may not open the directory that is bound
 	}
 	if e.userNS {
 		if err := e.probe(); err != nil {
@@ -215,7 +220,8 @@ func (e *Executor) job(spec executor.Spec) (job, error) {
 	return j, err
 }
 
-// newIDs draws a slot of uids that no task of this executor has, and no range of /etc/subuid or /etc/subgid is in.
+// newIDs draws a slot of uids that no task of this executor has, and no user of this host by /etc/subuid: whoever has a
+// task's uid reads its secrets.
 func (e *Executor) newIDs() uint32 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -228,10 +234,38 @@ func (e *Executor) newIDs() uint32 {
 		if err != nil {
 			panic(err) // crypto/rand never fails (since Go 1.24)
 		}
-		if base := uint32(idFirst + n.Int64()*idsPerTask); !used[base] {
+		base := uint32(idFirst + n.Int64()*idsPerTask)
+		if !used[base] && !slices.ContainsFunc(e.foreign, func(r idRange) bool { return r.overlaps(int64(base), idsPerTask) }) {
 			return base
 		}
 	}
+}
+
+// idRange is a range of uids or gids that belongs to a user of the host.
+type idRange struct{ first, count int64 }
+
+func (r idRange) overlaps(first, count int64) bool {
+	return first < r.first+r.count && r.first < first+count
+}
+
+// subordinateIDs returns the ranges of /etc/subuid and /etc/subgid, less any that would leave no uids for tasks. A line is
+// "<user>:<first>:<count>" (subuid(5)).
+func subordinateIDs() (ranges []idRange) {
+	for _, path := range []string{"/etc/subuid", "/etc/subgid"} {
+		b, _ := os.ReadFile(path)
+		for line := range strings.Lines(string(b)) {
+			f := strings.Split(strings.TrimSpace(line), ":")
+			if len(f) != 3 {
+				continue
+			}
+			first, errFirst := strconv.ParseInt(f[1], 10, 64)
+			count, errCount := strconv.ParseInt(f[2], 10, 64)
+			if errFirst == nil && errCount == nil && count < idSlots/4*idsPerTask {
+				ranges = append(ranges, idRange{first, count})
+			}
+		}
+	}
+	return ranges
 }
 
 // launch makes the task's directory and starts its supervisor.
@@ -411,6 +445,9 @@ func (e *Executor) adopt(ctx context.Context, id string) (*task, error) {
 	t.idBase, t.pid = r.IDBase, r.PID
 	if err := t.find(); err != nil {
 		return nil, warden.Recode(warden.CodeInternal, "adopting task "+id, err)
+	}
+	if r.Probe {
+		return nil, t.Remove(ctx)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -48,6 +48,12 @@ func enterRoot(uid, gid int, secrets *os.File, secretsDir string) error {
 	b := &builder{}
 	b.do("making mounts private", unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
 	resolv, resolvErr := resolvConf()
+	if secretsDir != "" { // which the new root may hide
+		fd, err := unix.Open(secretsDir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+		b.do("finding the secrets", err)
+		defer unix.Close(fd)
+		secretsDir = fmt.Sprintf("/proc/self/fd/%d", fd)
+	}
 	b.tmpfs("", "0755", hardened, rootBytesMax, 0, 0)
 	b.mkdir("/.masked.d", 0o555)
 	b.file("/.masked", 0)
@@ -69,8 +75,8 @@ func enterRoot(uid, gid int, secrets *os.File, secretsDir string) error {
 	if b.err == nil && secrets != nil {
 		b.err = tmpfsmount.Attach(secrets, base+warden.SecretsDir)
 	}
-	if b.err == nil && secretsDir != "" {
-		b.err = unix.Mount(secretsDir, base+warden.SecretsDir, "", unix.MS_BIND, "")
+	if secretsDir != "" {
+		b.mount(secretsDir, warden.SecretsDir, "", unix.MS_BIND, "")
 	}
 	b.do("entering the new root", os.Chdir(base))
 	if b.err == nil {

@@ -59,7 +59,9 @@ func program() []unix.SockFilter {
 		arg1lo = 24
 	)
 	var p []unix.SockFilter
-	add := func(code uint16, k uint32, jt, jf uint8) { p = append(p, unix.SockFilter{Code: code, K: k, Jt: jt, Jf: jf}) }
+	add := func(code uint16, k uint32, jt, jf uint8) {
+		p = append(p, unix.SockFilter{Code: code, K: k, Jt: jt, Jf: jf})
+	}
 	refuse := func(errno uint32) { add(ret, seccompErrno|errno, 0, 0) }
 
 	add(load, arch, 0, 0)

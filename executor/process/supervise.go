@@ -55,7 +55,7 @@ func supervise() int {
 	}
 	s := &supervisor{job: j}
 	if err == nil {
-		err = writeJSON(j.Dir, recordFile, record{TaskID: j.TaskID, PID: os.Getpid(), IDBase: j.IDBase, Start: time.Now().UTC()})
+		err = writeJSON(j.Dir, recordFile, record{TaskID: j.TaskID, PID: os.Getpid(), IDBase: j.IDBase, Start: time.Now().UTC(), Probe: j.ProbeOnly})
 	}
 	if err == nil {
 		err = s.start(plan)
@@ -84,12 +84,12 @@ func supervise() int {
 
 // supervisor is what one has in hand while its task lives.
 type supervisor struct {
-	job     job
-	init    *exec.Cmd
+	job      job
+	init     *exec.Cmd
 	lifeline *os.File // init dies when this closes
-	reports *bufio.Reader
-	logs    sync.WaitGroup
-	outputs []*os.File
+	reports  *bufio.Reader
+	logs     sync.WaitGroup
+	outputs  []*os.File
 }
 
 // start brings the task to the point where its program runs. Errors carry what Start returns.

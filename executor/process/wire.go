@@ -196,6 +196,7 @@ type record struct {
 	PID    int
 	IDBase uint32
 	Start  time.Time
+	Probe  bool `json:",omitempty"` // nobody's task: New was trying the machine
 }
 
 // stopOrder says how long the program has after SIGTERM.
