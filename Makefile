@@ -1,0 +1,47 @@
+# Two commands: `make demo` shows the main job, `make test` proves everything. Both set up what they need.
+
+GO      ?= go
+VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+PKGS    := ./...
+
+.PHONY: build demo test check unit e2e fuzz generate setup clean
+
+build: ## static binaries into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+
+# The test build differs in one thing: certificates may live for seconds (limits_wardentest.go).
+bin/test/warden: FORCE
+	CGO_ENABLED=0 $(GO) build -tags wardentest -trimpath -ldflags '-X main.version=test' -o bin/test/ ./cmd/...
+.PHONY: FORCE
+FORCE:
+
+setup: ## what the demo and the tests run as services
+	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& (apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server redis-tools >/dev/null); } \
+		|| echo "setup: no redis-server, and no root or apt-get to install it: what needs it will say so"
+
+demo: setup build ## the main job, in about a minute
+	@./demo/demo.sh
+
+test: setup check bin/test/warden ## everything
+	@set -o pipefail; WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test -race -shuffle=on -count=1 -timeout 15m -json $(PKGS) 2>&1 | (cd tools && $(GO) run ./testreport)
+
+test: SHELL := /bin/bash
+check: ## formatting, vet, lint, generated code fresh
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'check: run gofmt'; exit 1; }
+	$(GO) vet $(PKGS)
+	$(GO) vet -tags wardentest . ./daemon ./manager
+	cd tools && $(GO) build -o ../bin/tools/ honnef.co/go/tools/cmd/staticcheck && cd .. && bin/tools/staticcheck $(PKGS)
+	@rm -rf bin/fresh && mkdir -p bin/fresh && cp api/*.proto bin/fresh/ && (cd tools && $(GO) run ./genproto ../bin/fresh) \
+		&& for f in bin/fresh/*.go; do cmp -s $$f api/$$(basename $$f) || { echo "check: api/$$(basename $$f) is not what its definition generates: run make generate"; exit 1; }; done
+
+generate: ## the Go code of api/*.proto
+	cd tools && $(GO) run ./genproto ../api
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target for FUZZTIME
+	@for t in $$($(GO) test ./fuzz -list 'Fuzz.*' | grep '^Fuzz'); do echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) || exit 1; done
+
+clean:
+	rm -rf bin

@@ -1,0 +1,205 @@
+package control
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"warden"
+	"warden/api"
+	"warden/policy"
+	"warden/scheduler"
+	"warden/store"
+)
+
+// imageMax bounds the name of an image, in bytes.
+const imageMax = 256
+
+// CreateService checks a spec, resolves its secrets to their current versions, and stores it. The orchestrator makes tasks.
+func (s *Server) CreateService(ctx context.Context, r *api.CreateServiceRequest) (*api.ChangeReply, error) {
+	id := warden.NewID()
+	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		if r.Spec == nil || r.Spec.Task == nil {
+			return change{}, warden.Errorf(warden.CodeInvalid, "creating a service", "the spec is missing")
+		}
+		spec := api.Clone(r.Spec)
+		if err := checkService(v, spec); err != nil {
+			return change{}, err
+		}
+		if len(v.Services()) >= warden.ServicesMax {
+			return change{}, warden.Errorf(warden.CodeTooLarge, "creating service "+spec.Name, "a cluster has at most %d services", warden.ServicesMax)
+		}
+		sv := &api.Service{Id: id, Spec: spec}
+		return change{ops: []*api.Operation{put(store.Wrap(sv), 0)}, id: id, action: "create service", name: spec.Name}, nil
+	})
+	return reply, api.Error(err)
+}
+
+// ScaleService sets the number of replicas.
+func (s *Server) ScaleService(ctx context.Context, r *api.ScaleServiceRequest) (*api.ChangeReply, error) {
+	if r.Replicas > warden.ReplicasMax {
+		return nil, api.Error(warden.Errorf(warden.CodeTooLarge, "scaling service "+r.Reference, "at most %d replicas", warden.ReplicasMax))
+	}
+	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		id, err := v.Resolve(api.Kind_KIND_SERVICE, r.Reference)
+		if err != nil {
+			return change{}, err
+		}
+		now := v.Service(id)
+		sv := api.Clone(now)
+		sv.Spec.Replicas = r.Replicas
+		return change{ops: []*api.Operation{put(store.Wrap(sv), now.Meta.Version)}, id: id, action: "scale service", name: sv.Spec.Name}, nil
+	})
+	return reply, api.Error(err)
+}
+
+// RemoveService removes a service. Its tasks are shut down and removed by the orchestrator.
+func (s *Server) RemoveService(ctx context.Context, r *api.ReferenceRequest) (*api.ChangeReply, error) {
+	reply, err := s.remove(ctx, api.Kind_KIND_SERVICE, r.Reference)
+	return reply, api.Error(err)
+}
+
+var envKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
+
+// checkService fills in defaults and refuses what is out of bounds, with a reason for each.
+func checkService(v *store.View, spec *api.ServiceSpec) error {
+	if err := warden.CheckName("service", spec.Name); err != nil {
+		return err
+	}
+	op, t := "creating service "+spec.Name, spec.Task
+	invalid := func(format string, args ...any) error { return warden.Errorf(warden.CodeInvalid, op, format, args...) }
+	if spec.Replicas > warden.ReplicasMax {
+		return invalid("%d replicas, at most %d", spec.Replicas, warden.ReplicasMax)
+	}
+	for _, labels := range []map[string]string{spec.Labels, t.Labels} {
+		if err := checkLabels(op, labels); err != nil {
+			return err
+		}
+	}
+	if t.Image == "" || len(t.Image) > imageMax {
+		return invalid("an image has 1 to %d bytes", imageMax)
+	}
+	if n := len(strings.Join(t.Command, "")); len(t.Command) > warden.CommandArgsMax || n > warden.CommandBytesMax {
+		return invalid("a command has at most %d words and %d bytes", warden.CommandArgsMax, warden.CommandBytesMax)
+	}
+	if len(t.Env) > warden.EnvMax {
+		return invalid("at most %d environment variables", warden.EnvMax)
+	}
+	for _, e := range t.Env {
+		k, _, found := strings.Cut(e, "=")
+		if !found || !envKey.MatchString(k) || len(e) > warden.EnvBytesMax || strings.ContainsRune(e, 0) {
+			return invalid("an environment variable is KEY=VALUE with a key of letters, digits and '_', at most %d bytes", warden.EnvBytesMax)
+		}
+	}
+	if len(t.Constraints) > warden.ConstraintsMax {
+		return invalid("at most %d constraints", warden.ConstraintsMax)
+	}
+	for i, c := range t.Constraints {
+		parsed, err := scheduler.ParseConstraint(c)
+		if err != nil {
+			return warden.Wrap(op, err)
+		}
+		t.Constraints[i] = parsed.String()
+	}
+	if t.Zone == "" {
+		t.Zone = warden.DefaultZone
+	}
+	if v.Zone(t.Zone) == nil {
+		return noZone(op, t.Zone)
+	}
+	if err := checkRuntime(t, invalid); err != nil {
+		return err
+	}
+	return resolveSecrets(v, op, t, invalid)
+}
+
+// checkRuntime checks resources, restarts and the grace of stopping.
+func checkRuntime(t *api.TaskSpec, invalid func(string, ...any) error) error {
+	if r := t.Resources; r != nil {
+		for _, n := range []int64{r.ReserveNanoCpus, r.ReserveMemoryBytes, r.LimitNanoCpus, r.LimitMemoryBytes} {
+			if n < 0 {
+				return invalid("a reservation or limit is negative")
+			}
+		}
+		if r.LimitNanoCpus > 0 && r.LimitNanoCpus < r.ReserveNanoCpus || r.LimitMemoryBytes > 0 && r.LimitMemoryBytes < r.ReserveMemoryBytes {
+			return invalid("a limit is below its reservation")
+		}
+	}
+	switch t.Restart {
+	case api.RestartCondition_RESTART_UNSPECIFIED:
+		t.Restart = api.RestartCondition_RESTART_ANY
+	case api.RestartCondition_RESTART_ANY, api.RestartCondition_RESTART_ON_FAILURE, api.RestartCondition_RESTART_NONE:
+	default:
+		return invalid("unknown restart condition %d", t.Restart)
+	}
+	if d := time.Duration(t.RestartDelayNs); d < 0 || d > warden.RestartDelayMax {
+		return invalid("a restart delay of %s is outside 0 to %s", d, warden.RestartDelayMax)
+	}
+	if t.StopGraceNs == 0 {
+		t.StopGraceNs = int64(warden.StopGraceDefault)
+	}
+	if d := time.Duration(t.StopGraceNs); d < 0 || d > warden.StopGraceMax {
+		return invalid("a stop grace of %s is outside 0 to %s", d, warden.StopGraceMax)
+	}
+	return nil
+}
+
+// resolveSecrets pins each secret to its current version, where it may enter the service's zone (I6, at admission).
+func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(string, ...any) error) error {
+	if len(t.Secrets) > warden.SecretRefsMax {
+		return invalid("at most %d secrets", warden.SecretRefsMax)
+	}
+	known := func(zone string) bool { return v.Zone(zone) != nil }
+	targets := map[string]bool{}
+	total := uint64(0)
+	for _, ref := range t.Secrets {
+		name := ref.SecretName
+		if name == "" {
+			name = ref.SecretId
+		}
+		id, err := v.Resolve(api.Kind_KIND_SECRET, name)
+		if err != nil {
+			return warden.Wrap(op, err)
+		}
+		secret := v.Secret(id)
+		if d := policy.SecretMayEnter(secret.Zones, t.Zone, known); !d.Allow {
+			return warden.Hint(warden.Errorf(warden.CodeWrongZone, op, "secret %q may not enter zone %q: %s", secret.Name, t.Zone, d.Reason),
+				fmt.Sprintf("create the service with --zone %s", strings.Join(secret.Zones, " or ")))
+		}
+		ref.SecretId, ref.SecretName = id, secret.Name
+		if ref.Version == 0 {
+			ref.Version = secret.CurrentVersion
+		}
+		version := v.SecretVersion(id, ref.Version)
+		if version == nil {
+			return warden.Errorf(warden.CodeNotFound, op, "secret %q has no version %d", secret.Name, ref.Version)
+		}
+		total += version.SizeBytes
+		if ref.Target == "" {
+			ref.Target = secret.Name
+		}
+		if !fileName(ref.Target) {
+			return invalid("%q is not a plain file name below %s", ref.Target, warden.SecretsDir)
+		}
+		if targets[ref.Target] {
+			return invalid("two secrets have the target %q", ref.Target)
+		}
+		targets[ref.Target] = true
+		if ref.Mode == 0 {
+			ref.Mode = 0o400
+		}
+		if ref.Mode&^0o777 != 0 {
+			return invalid("mode %o of secret %q has bits beyond 0777", ref.Mode, secret.Name)
+		}
+	}
+	if total > warden.TaskSecretsMax {
+		return invalid("its secrets have %d bytes together, at most %d", total, warden.TaskSecretsMax)
+	}
+	return nil
+}
+
+func fileName(s string) bool {
+	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.ContainsAny(s, "/\x00\n")
+}

@@ -1,0 +1,278 @@
+package daemon
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+
+	"warden"
+	"warden/api"
+	"warden/autolock"
+	"warden/ca"
+	"warden/internal/durable"
+	"warden/internal/sensitive"
+)
+
+// Files of the state directory.
+const (
+	identityDir  = "identity"
+	keyFile      = "identity/node.key"      // key, chain and, for a manager, its DEK; the one file that makes a node
+	certFile     = "identity/node.crt"      // the chain once more, for people and tools
+	managersFile = "identity/managers.json" // where to dial, and the keys to expect there
+	raftDir      = "raft"
+	tasksDir     = "tasks"
+	lockFile     = "lock"
+)
+
+// identity is who this node is: its key and chain in memory, and their files. Safe for concurrent use.
+type identity struct {
+	dir string
+
+	mu        sync.Mutex // guards all below; held while files are written, so that memory and disk agree
+	id        autolock.Identity
+	recipient *autolock.Recipient // managers of an autolocked cluster: what the key file is sealed to
+	key       crypto.Signer
+	leaf      ca.Identity
+	root      *x509.Certificate
+	cert      *tls.Certificate
+	pending   crypto.Signer // made by Renew, spent by Install
+	managers  *api.ManagerList
+	contact   time.Time // when a manager was last heard
+}
+
+// openIdentity takes over what a key file held.
+func openIdentity(dir string, id autolock.Identity, recipient *autolock.Recipient) (*identity, error) {
+	i := &identity{dir: dir, managers: &api.ManagerList{}}
+	var key crypto.Signer
+	err := id.Key.Use(func(der []byte) (err error) {
+		key, err = ca.ParseKey(der)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := i.take(id, recipient, key); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(filepath.Join(dir, managersFile))
+	if err == nil {
+		err = protojson.Unmarshal(b, i.managers)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, warden.Hint(warden.Recode(warden.CodeCorrupt, "reading "+filepath.Join(dir, managersFile), err),
+			"remove the file and start again: a manager finds its peers in its state; a worker has to join again")
+	}
+	return i, nil
+}
+
+// take sets what the rest of the daemon sees. i.mu is held, or i not shared yet.
+func (i *identity) take(id autolock.Identity, recipient *autolock.Recipient, key crypto.Signer) error {
+	const op = "reading the node's chain"
+	chain := make([]*x509.Certificate, len(id.Chain))
+	for k, der := range id.Chain {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return warden.Recode(warden.CodeCorrupt, op, err)
+		}
+		chain[k] = c
+	}
+	if len(chain) < 2 {
+		return warden.Errorf(warden.CodeCorrupt, op, "want leaf, issuing CA and root, got %d certificates", len(chain))
+	}
+	root := chain[len(chain)-1]
+	now := time.Now()
+	leaf, err := ca.Verify(chain, root, ca.VerifyOptions{Now: now, AllowExpiredFor: 1 << 62})
+	if err != nil && warden.CodeOf(err) != warden.CodeClock { // a clock that is out shows where it matters: at the handshake
+		return warden.Wrap(op, err)
+	}
+	if err == nil && (leaf.NodeID != id.NodeID || leaf.ClusterID != id.ClusterID) {
+		return warden.Errorf(warden.CodeForeign, op, "the leaf is node %s's of cluster %s", leaf.NodeID, leaf.ClusterID)
+	}
+	i.id, i.recipient, i.key, i.root = id, recipient, key, root
+	i.leaf = leaf
+	i.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: key, Leaf: chain[0]}
+	return nil
+}
+
+// write makes the identity durable: the key file first, which alone counts.
+func writeIdentity(dir string, id autolock.Identity, recipient *autolock.Recipient) error {
+	if err := durable.MkdirPrivate(filepath.Join(dir, identityDir)); err != nil {
+		return err
+	}
+	if err := autolock.WriteKeyFile(filepath.Join(dir, keyFile), id, recipient); err != nil {
+		return err
+	}
+	return writeCert(dir, id.Chain)
+}
+
+func writeCert(dir string, chain [][]byte) error {
+	var b bytes.Buffer
+	for _, der := range chain {
+		if err := pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der}); err != nil {
+			return err
+		}
+	}
+	return durable.WriteFile(filepath.Join(dir, certFile), b.Bytes(), 0o644)
+}
+
+func (i *identity) certificate() *tls.Certificate {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.cert
+}
+
+func (i *identity) trust() *x509.Certificate {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.root
+}
+
+func (i *identity) now() (autolock.Identity, ca.Identity) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.id, i.leaf
+}
+
+// renew makes the key that a coming Install will be for. It exists in memory only until then.
+func (i *identity) renew() ([]byte, error) {
+	key, err := ca.NewKey()
+	if err != nil {
+		return nil, err
+	}
+	csr, err := ca.NewCSR(key)
+	if err != nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.pending = key
+	return csr, nil
+}
+
+// install takes a leaf for the pending key over: durable when it returns. A manager's key file is sealed as the lock state
+// that came along says, before it holds anything (I9). The old key is forgotten. promoted: the role became manager; demoted:
+// it ceased to be.
+func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err error) {
+	const op = "installing a leaf"
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if i.pending == nil {
+		return false, false, warden.Errorf(warden.CodeInvalid, op, "no renewal is pending")
+	}
+	if len(r.Chain) < 2 || len(r.Chain) > warden.ChainMax {
+		return false, false, warden.Errorf(warden.CodeInvalid, op, "%d certificates", len(r.Chain))
+	}
+	if !bytes.Equal(r.Chain[len(r.Chain)-1], i.root.Raw) {
+		return false, false, warden.Errorf(warden.CodeWrongRoot, op, "the chain ends in another root")
+	}
+	chain := make([]*x509.Certificate, len(r.Chain))
+	for k, der := range r.Chain {
+		if chain[k], err = x509.ParseCertificate(der); err != nil {
+			return false, false, warden.Recode(warden.CodeInvalid, op, err)
+		}
+	}
+	leaf, err := ca.Verify(chain, i.root, ca.VerifyOptions{Now: time.Now()})
+	if err != nil {
+		return false, false, warden.Wrap(op, err)
+	}
+	hash, err := ca.KeyHash(i.pending.Public())
+	if err != nil {
+		return false, false, err
+	}
+	switch {
+	case leaf.KeyHash != hash:
+		return false, false, warden.Errorf(warden.CodeWrongKey, op, "the leaf is not for the key that was made for it")
+	case leaf.NodeID != i.id.NodeID || leaf.ClusterID != i.id.ClusterID:
+		return false, false, warden.Errorf(warden.CodeForeign, op, "the leaf names node %s of cluster %s", leaf.NodeID, leaf.ClusterID)
+	}
+	next := i.id
+	next.Role, next.Chain = leaf.Role, r.Chain
+	if next.Key, err = keyBytes(i.pending); err != nil {
+		return false, false, err
+	}
+	recipient := i.recipient
+	if leaf.Role == ca.RoleManager {
+		if recipient, err = recipientOf(r.Lock); err != nil {
+			return false, false, warden.Wrap(op, err)
+		}
+		if next.Keyring == nil {
+			if next.Keyring, err = autolock.NewKeyring(); err != nil {
+				return false, false, err
+			}
+		}
+	} else {
+		next.Keyring, recipient = nil, nil
+	}
+	promoted = leaf.Role == ca.RoleManager && i.id.Role != ca.RoleManager
+	demoted = leaf.Role != ca.RoleManager && i.id.Role == ca.RoleManager
+	if err := writeIdentity(i.dir, next, recipient); err != nil {
+		return false, false, warden.Wrap(op, err)
+	}
+	if err := i.take(next, recipient, i.pending); err != nil {
+		return false, false, err
+	}
+	i.pending = nil
+	return promoted, demoted, nil
+}
+
+func keyBytes(key crypto.Signer) (sensitive.Bytes, error) {
+	der, err := ca.MarshalKey(key)
+	return sensitive.New(der), err
+}
+
+// recipientOf returns what to seal to: nil where autolock is off. Errors: CodeInvalid for a state that says on and names no
+// recipient: a manager's key is never written in clear then.
+func recipientOf(l *api.LockState) (*autolock.Recipient, error) {
+	if l == nil {
+		return nil, warden.Errorf(warden.CodeInvalid, "reading the lock state", "it is missing")
+	}
+	if !l.Autolock {
+		return nil, nil
+	}
+	r := new(autolock.Recipient)
+	if len(l.Recipient) != len(r) {
+		return nil, warden.Errorf(warden.CodeInvalid, "reading the lock state", "autolock is on and the recipient has %d bytes", len(l.Recipient))
+	}
+	copy(r[:], l.Recipient)
+	return r, nil
+}
+
+// setManagers stores where to dial, where it differs from before.
+func (i *identity) setManagers(l *api.ManagerList) error {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.contact = time.Now()
+	if l == nil || len(l.Managers) == 0 || l.Index < i.managers.Index {
+		return nil
+	}
+	i.managers = l
+	b, err := protojson.MarshalOptions{Multiline: true}.Marshal(l)
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(filepath.Join(i.dir, managersFile), b, 0o600)
+}
+
+// known returns the list of managers, and whether the last contact is so long ago that their keys may all have changed.
+func (i *identity) known() (l *api.ManagerList, stale bool) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.managers, time.Since(i.contact) > warden.PinStale
+}
+
+// heard notes that a manager whose key is pinned is connected.
+func (i *identity) heard() {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.contact = time.Now()
+}

@@ -1,0 +1,115 @@
+package warden_test
+
+import (
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// may says which packages of the module each package may import; ARCHITECTURE.md shows the same table. Test files may
+// import more. "." is the root.
+var may = map[string]string{
+	".":                    "",
+	"api":                  ".",
+	"internal/sensitive":   ".",
+	"internal/durable":     ".",
+	"internal/keyset":      ". internal/sensitive",
+	"autolock":             ". internal/sensitive internal/durable internal/keyset",
+	"secrets":              ". internal/sensitive internal/keyset",
+	"ca":                   ".",
+	"tokens":               ". internal/sensitive",
+	"policy":               ".",
+	"scheduler":            ".",
+	"store/sealedlog":      ".",
+	"store/rafttransport":  ".",
+	"store":                ". api store/sealedlog store/rafttransport",
+	"store/storetest":      ". api store",
+	"door":                 ". ca",
+	"join":                 ". api ca tokens",
+	"dispatcher":           ". api store policy internal/sensitive",
+	"tmpfsmount":           ". internal/sensitive",
+	"executor":             ". internal/sensitive",
+	"executor/process":     ". executor tmpfsmount internal/sensitive internal/durable",
+	"executor/conformance": ". executor internal/sensitive",
+	"agent":                ". api executor internal/sensitive",
+	"orchestrator":         ". api store scheduler",
+	"control":              ". api store policy scheduler secrets tokens internal/sensitive",
+	"manager":              ". api ca tokens secrets door join dispatcher orchestrator control store store/sealedlog store/rafttransport internal/sensitive",
+	"daemon":               ". api agent autolock ca control door executor join manager tokens internal/durable internal/sensitive",
+	"internal/testcluster": "",
+	"e2e":                  "",
+	"fuzz":                 "",
+	"cmd/warden":           ". api daemon executor executor/process",
+	"cmd/wardenctl":        ". api internal/sensitive",
+}
+
+// TestImports holds the layers: what a package may know of.
+func TestImports(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .Imports " "}}`, "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	short := func(path string) string {
+		if path == "warden" {
+			return "."
+		}
+		return strings.TrimPrefix(path, "warden/")
+	}
+	for line := range strings.Lines(string(out)) {
+		words := strings.Fields(line)
+		pkg := short(words[0])
+		ok, known := may[pkg]
+		if !known {
+			t.Errorf("package %s is not in the import table", pkg)
+			continue
+		}
+		for _, dep := range words[1:] {
+			if dep != "warden" && !strings.HasPrefix(dep, "warden/") {
+				continue
+			}
+			if d := short(dep); !strings.Contains(" "+ok+" ", " "+d+" ") {
+				t.Errorf("%s must not import %s", pkg, d)
+			}
+		}
+	}
+}
+
+// TestPackageComments wants exactly one package comment per package.
+func TestPackageComments(t *testing.T) {
+	comments := map[string]int{}
+	err := filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "testdata" || d.Name() == "bin" || path == "tools") {
+			return filepath.SkipDir
+		}
+		if !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+			return nil
+		}
+		f, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.PackageClauseOnly|parser.ParseComments)
+		if err != nil {
+			return err
+		}
+		dir := filepath.Dir(path)
+		if _, seen := comments[dir]; !seen {
+			comments[dir] = 0
+		}
+		if f.Doc != nil {
+			comments[dir]++
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for dir, n := range comments {
+		if n != 1 {
+			t.Errorf("package in %s has %d package comments, want exactly one", dir, n)
+		}
+	}
+}

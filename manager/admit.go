@@ -1,0 +1,271 @@
+package manager
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"fmt"
+	"net"
+	"time"
+
+	"warden"
+	"warden/api"
+	"warden/ca"
+	"warden/join"
+	"warden/store"
+	"warden/tokens"
+)
+
+// token is what the join door asks for a token ID. A replica may be behind the leader that minted the token: a miss is
+// looked up again after it has caught up.
+func (m *Manager) token(id string) (key [32]byte, rule tokens.Rule, ok bool) {
+	t := m.store.View().Token(id)
+	if t == nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		if m.sync(ctx) == nil {
+			t = m.store.View().Token(id)
+		}
+	}
+	if t == nil || len(t.Key) != len(key) {
+		return key, rule, false
+	}
+	copy(key[:], t.Key)
+	rule = tokens.Rule{
+		Role: t.Role.Word(), Zone: t.Zone, Hostname: t.Hostname, CIDR: t.Cidr,
+		ExpiresAt: time.Unix(0, t.ExpiresNs),
+	} // not its uses: a repeated join takes none, so admit and the apply count them
+	if t.RevokedNs != 0 {
+		rule.RevokedAt = time.Unix(0, t.RevokedNs)
+	}
+	return key, rule, true
+}
+
+// repeats returns the node that this very join made already, nil where it is the first.
+func (m *Manager) repeats(tokenID string, keyHash [32]byte) *api.Node {
+	return joined(m.store.View(), tokenID, keyHash)
+}
+
+// joined returns the node that joined with this token and key, nil where none did.
+func joined(v *store.View, tokenID string, keyHash [32]byte) *api.Node {
+	for _, n := range v.Nodes() {
+		if n.TokenId == tokenID && bytes.Equal(n.JoinKeyHash, keyHash[:]) {
+			return n
+		}
+	}
+	return nil
+}
+
+// admit creates the node that a valid token admits and issues its leaf, in one command with the token's use. Role and zone
+// come from the token (I1). A repeat of a join gets the same node and leaf.
+func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, error) {
+	op := "admitting a node by token " + a.TokenID
+	if n := m.repeats(a.TokenID, a.KeyHash); n != nil {
+		return m.grant(n)
+	}
+	v := m.store.View()
+	t := v.Token(a.TokenID)
+	if t == nil {
+		return nil, warden.Errorf(warden.CodeUnknownToken, op, "the token is gone")
+	}
+	if t.UsesMax > 0 && t.Uses >= t.UsesMax {
+		return nil, warden.Hint(warden.Errorf(warden.CodeUsedUp, op, "all %d uses are taken", t.UsesMax),
+			"mint another with `wardenctl swarm join-token "+t.Role.Word()+"`")
+	}
+	_, authority, err := m.authority.of(v.Cluster())
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	n := &api.Node{
+		Id: warden.NewID(), Hostname: a.Hostname, Role: t.Role, DesiredRole: t.Role, Zone: t.Zone, Ip: a.IP.String(),
+		Availability: a.Availability, TokenId: t.Id, KeyHash: a.KeyHash[:], JoinKeyHash: a.KeyHash[:],
+		LeafRole: t.Role, LeafGeneration: v.Cluster().IssuingGeneration,
+	}
+	if n.Zone == "" {
+		n.Zone = warden.DefaultZone
+	}
+	n.LeafZone = n.Zone
+	if n.Availability == api.Availability_AVAILABILITY_UNSPECIFIED {
+		n.Availability = api.Availability_AVAILABILITY_ACTIVE
+		if n.Role == api.Role_ROLE_MANAGER {
+			n.Availability = api.Availability_AVAILABILITY_DRAIN
+		}
+	}
+	if n.Role == api.Role_ROLE_MANAGER {
+		if n.Address, err = Address(a.Advertise, a.IP.String()); err != nil {
+			return nil, warden.Wrap(op, err)
+		}
+	}
+	if err := issueInto(authority, n, a.CSR, time.Duration(v.Cluster().LeafTtlNs), now); err != nil {
+		return nil, warden.Wrap(op, err)
+	}
+	n.LeafNotBeforeNs, n.LeafNotAfterNs = validity(n.Leaf)
+	res, err := m.propose(ctx, &api.Command{
+		Actor: &api.Actor{Kind: "node", Name: n.Id, Via: m.cfg.NodeID},
+		// The request is the join itself: a repeat that reaches another manager at the same time is the same command.
+		RequestId: "join-" + warden.Base36(a.KeyHash[:], 50),
+		Operations: []*api.Operation{
+			{Of: &api.Operation_UseToken{UseToken: &api.UseToken{TokenId: t.Id}}},
+			{Of: &api.Operation_Put{Put: &api.Put{Object: &api.Object{Of: &api.Object_Node{Node: n}}}}},
+		},
+	})
+	if err == nil {
+		err = m.store.WaitApplied(ctx, res.Index)
+	}
+	if err != nil && warden.CodeOf(err) != warden.CodeWrongKey {
+		return nil, warden.Wrap(op, err)
+	}
+	// Whichever of several repeats was committed is the join.
+	if err != nil {
+		if serr := m.sync(ctx); serr != nil {
+			return nil, serr
+		}
+	}
+	first := m.repeats(a.TokenID, a.KeyHash)
+	if first == nil {
+		return nil, warden.Hint(warden.Errorf(warden.CodeWrongKey, op, "the key of the request belongs to another node"),
+			"a node joins with a new key each time: run the join again")
+	}
+	m.logger.Info("admitted a node", "node_id", first.Id, "role", first.Role.Word(), "zone", first.Zone, "token_id", t.Id, "hostname", first.Hostname)
+	m.askReconcile()
+	return m.grant(first)
+}
+
+func (m *Manager) grant(n *api.Node) (*api.JoinGrant, error) {
+	v := m.store.View()
+	_, authority, err := m.authority.of(v.Cluster())
+	if err != nil {
+		return nil, err
+	}
+	return &api.JoinGrant{
+		ClusterId: m.cfg.ClusterID, NodeId: n.Id, Chain: authority.Chain(n.Leaf), Role: n.LeafRole, Zone: n.Zone,
+		Lock: LockStateOf(v.Cluster()), Managers: m.Managers(),
+	}, nil
+}
+
+// LockStateOf returns the lock state as a joining or promoted manager needs it before it writes a key file.
+func LockStateOf(c *api.Cluster) *api.LockState {
+	return &api.LockState{Autolock: c.GetAutolock(), Recipient: c.GetUnlockRecipient(), KeyId: c.GetUnlockKeyId()}
+}
+
+// issueInto issues the leaf that n's record describes, and sets it there. Only the CSR's public key is used.
+func issueInto(authority *ca.Authority, n *api.Node, csr []byte, ttl time.Duration, now time.Time) error {
+	vetted, err := authority.Vet(ca.Request{CSR: csr, NodeID: n.Id, Role: n.LeafRole.Word(), Zone: n.LeafZone, TTL: ttl}, now)
+	if err != nil {
+		return err
+	}
+	n.Leaf, err = authority.Issue(vetted)
+	return err
+}
+
+// issue is the dispatcher's Config.Issue: commit the hash of the node's next key, then hand out the leaf for it. keyHash is
+// the key that the session is authenticated by: it must be the recorded one, which ties a renewal to the key it replaces.
+func (m *Manager) issue(ctx context.Context, nodeID string, keyHash [32]byte, csr []byte, reason string) (*api.InstallRequest, error) {
+	op := "renewing the leaf of node " + nodeID
+	parsed, err := ca.ParseCSR(csr)
+	if err != nil {
+		return nil, warden.Wrap(op, err)
+	}
+	if parsed.KeyHash == keyHash {
+		return nil, warden.Errorf(warden.CodeInvalid, op, "the node offers the key that it is to replace")
+	}
+	for {
+		v := m.store.View()
+		n := v.Node(nodeID)
+		if n == nil || !bytes.Equal(n.KeyHash, keyHash[:]) {
+			return nil, warden.Errorf(warden.CodeWrongKey, op, "the session's key is not the recorded one")
+		}
+		_, authority, err := m.authority.of(v.Cluster())
+		if err != nil {
+			return nil, err
+		}
+		next := api.Clone(n)
+		next.NextKeyHash = parsed.KeyHash[:]
+		next.LeafRole, next.LeafZone, next.LeafGeneration = n.EffectiveRole(), n.Zone, v.Cluster().IssuingGeneration
+		if err := issueInto(authority, next, csr, time.Duration(v.Cluster().LeafTtlNs), time.Now()); err != nil {
+			return nil, warden.Wrap(op, err)
+		}
+		_, err = m.propose(ctx, m.systemCommand("renewal", put(&api.Object{Of: &api.Object_Node{Node: next}}, n.Meta.Version)))
+		if warden.CodeOf(err) == warden.CodeConflict {
+			if err := m.sync(ctx); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err != nil {
+			return nil, warden.Wrap(op, err)
+		}
+		m.logger.Info("issued leaf", "node_id", nodeID, "reason", reason, "role", next.LeafRole.Word(), "zone", next.LeafZone)
+		return &api.InstallRequest{
+			Chain: authority.Chain(next.Leaf), Role: next.LeafRole, Zone: next.LeafZone, Lock: LockStateOf(v.Cluster()), Managers: m.Managers(),
+		}, nil
+	}
+}
+
+// promoteKey commits a node's next key as its current one, when a handshake has proved that the node has it.
+func (m *Manager) promoteKey(ctx context.Context, id ca.Identity) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for {
+		n := m.store.View().Node(id.NodeID)
+		if n == nil {
+			return warden.Errorf(warden.CodeDenied, "committing the key of node "+id.NodeID, "no record")
+		}
+		if !bytes.Equal(n.NextKeyHash, id.KeyHash[:]) {
+			return nil
+		}
+		next := api.Clone(n)
+		next.KeyHash, next.NextKeyHash = n.NextKeyHash, nil
+		next.LeafNotBeforeNs, next.LeafNotAfterNs = id.NotBefore.UnixNano(), id.NotAfter.UnixNano()
+		_, err := m.propose(ctx, m.systemCommand("renewal", put(&api.Object{Of: &api.Object_Node{Node: next}}, n.Meta.Version)))
+		if err == nil {
+			return m.sync(ctx)
+		}
+		if warden.CodeOf(err) != warden.CodeConflict {
+			return err
+		}
+		if err := m.sync(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func put(o *api.Object, expect uint64) *api.Operation {
+	return &api.Operation{Of: &api.Operation_Put{Put: &api.Put{Object: o, Expect: expect}}}
+}
+
+func (m *Manager) systemCommand(part string, ops ...*api.Operation) *api.Command {
+	return &api.Command{
+		Actor: &api.Actor{Kind: "system", Name: part, Via: m.cfg.NodeID}, RequestId: warden.NewID(), Operations: ops,
+	}
+}
+
+// Address completes an advertised address: a host that is missing or unspecified becomes the address that the node was seen
+// at, a port that is missing the default one. Errors: CodeInvalid.
+func Address(advertise, seen string) (string, error) {
+	host, port := advertise, fmt.Sprint(warden.DefaultPort)
+	if h, p, err := net.SplitHostPort(advertise); err == nil {
+		host, port = h, p
+	}
+	if ip := net.ParseIP(host); host == "" || ip != nil && ip.IsUnspecified() {
+		host = seen
+	}
+	if len(host) > warden.HostnameMax {
+		return "", warden.Errorf(warden.CodeInvalid, "reading an advertised address", "the host is over %d characters", warden.HostnameMax)
+	}
+	if p, err := net.LookupPort("tcp", port); err != nil || p == 0 {
+		return "", warden.Errorf(warden.CodeInvalid, "reading an advertised address", "%q is not a port", port)
+	}
+	return net.JoinHostPort(host, port), nil
+}
+
+// validity returns the two ends of a leaf's life in Unix nanoseconds; zeros where the DER does not parse, which Issue's own
+// output does.
+func validity(leaf []byte) (notBefore, notAfter int64) {
+	c, err := x509.ParseCertificate(leaf)
+	if err != nil {
+		return 0, 0
+	}
+	return c.NotBefore.UnixNano(), c.NotAfter.UnixNano()
+}

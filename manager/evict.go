@@ -1,0 +1,181 @@
+package manager
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"warden"
+	"warden/api"
+	"warden/ca"
+	"warden/secrets"
+)
+
+// Maker is what the keys of a new cluster are made with.
+type Maker struct {
+	Now       time.Time
+	LeafTTL   time.Duration
+	Recipient []byte // X25519 public key; nil without autolock
+	KeyID     string
+}
+
+// RotateKeys replaces what an evicted manager knew and the cluster can replace by itself: the issuing CA, where the root key
+// is at hand, and the cluster keyset, under which every secret's data key and the CA keys are sealed anew. On the leader only.
+// done says what it did, todo what is left to the operator. Nodes renew their leaves under the new issuing CA by themselves.
+func (m *Manager) RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error) {
+	if ok, err := m.rotateIssuing(ctx, actor); err != nil {
+		return done, todo, err
+	} else if ok {
+		done = append(done, "rotated the issuing CA; every node gets a new leaf by itself")
+	} else {
+		todo = append(todo, "rotate the issuing CA: the root key is not in the cluster")
+	}
+	n, err := m.rotateKeyset(ctx, actor)
+	if err != nil {
+		return done, todo, err
+	}
+	done = append(done, fmt.Sprintf("rotated the cluster keyset and sealed %d secret versions under it", n))
+	if len(m.store.View().Cluster().SealedRootKey) > 0 {
+		todo = append(todo, "the evicted manager held the root CA key: treat the root as compromised and build a new cluster when you can")
+	}
+	todo = append(todo, "give every secret a new value: the evicted manager could read them all")
+	return done, todo, nil
+}
+
+// changeCluster proposes change(cluster) until no one else changed the record meanwhile.
+func (m *Manager) changeCluster(ctx context.Context, actor *api.Actor, change func(*api.Cluster) error) error {
+	for {
+		now := m.store.View().Cluster()
+		next := api.Clone(now)
+		if err := change(next); err != nil {
+			return err
+		}
+		cmd := &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: []*api.Operation{
+			put(&api.Object{Of: &api.Object_Cluster{Cluster: next}}, now.Meta.Version),
+		}}
+		_, err := m.store.Propose(ctx, cmd)
+		if warden.CodeOf(err) != warden.CodeConflict {
+			return err
+		}
+	}
+}
+
+// rotateIssuing makes a new generation of the issuing CA and distrusts the old one where no record vouches for a key.
+func (m *Manager) rotateIssuing(ctx context.Context, actor *api.Actor) (rotated bool, err error) {
+	err = m.changeCluster(ctx, actor, func(c *api.Cluster) error {
+		if len(c.SealedRootKey) == 0 {
+			return nil
+		}
+		ks, err := secrets.ParseKeyset(c.Keyset)
+		if err != nil {
+			return err
+		}
+		der, err := ks.Open(c.SealedRootKey, c.Id, purposeRoot)
+		if err != nil {
+			return err
+		}
+		rootKey, err := ca.ParseKey(der)
+		clear(der)
+		if err != nil {
+			return err
+		}
+		issuing, key, err := ca.NewIssuing(c.RootCert, rootKey, c.Id, c.IssuingGeneration+1, time.Now())
+		if err != nil {
+			return err
+		}
+		if c.SealedIssuingKey, err = sealKey(ks, c.Id, key, purposeIssuing); err != nil {
+			return err
+		}
+		c.DistrustedIssuers = append(c.DistrustedIssuers, issuerSum(c.IssuingCert)...)
+		c.IssuingCert, rotated = issuing, true
+		c.IssuingGeneration++
+		return nil
+	})
+	return rotated, warden.Wrap("rotating the issuing CA", err)
+}
+
+// rotateKeyset adds a key to the keyset, seals everything under it anew, and drops the old keys. Started again after a crash
+// it does the same once more: whatever key a record is under, the keyset has it until the last step.
+func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions int, err error) {
+	const op = "rotating the cluster keyset"
+	err = m.changeCluster(ctx, actor, func(c *api.Cluster) error {
+		old, err := secrets.ParseKeyset(c.Keyset)
+		if err != nil {
+			return err
+		}
+		next, err := old.Rotate()
+		if err != nil {
+			return err
+		}
+		for _, k := range []struct {
+			sealed  *[]byte
+			purpose string
+		}{{&c.SealedRootKey, purposeRoot}, {&c.SealedIssuingKey, purposeIssuing}} {
+			if len(*k.sealed) == 0 {
+				continue
+			}
+			der, err := old.Open(*k.sealed, c.Id, k.purpose)
+			if err != nil {
+				return err
+			}
+			*k.sealed, err = next.Seal(der, c.Id, k.purpose)
+			clear(der)
+			if err != nil {
+				return err
+			}
+		}
+		c.KeysetGeneration++
+		c.Keyset, err = next.Bytes()
+		return err
+	})
+	if err != nil {
+		return 0, warden.Wrap(op, err)
+	}
+	for again := true; again; { // a secret made meanwhile may still be under the old key
+		again = false
+		v := m.store.View()
+		ks, err := secrets.ParseKeyset(v.Cluster().Keyset)
+		if err != nil {
+			return versions, warden.Wrap(op, err)
+		}
+		var due []*api.SecretVersion
+		for _, s := range v.Secrets() {
+			for _, sv := range v.SecretVersions(s.Id) {
+				if sv.KeysetGeneration != v.Cluster().KeysetGeneration {
+					due = append(due, sv)
+				}
+			}
+		}
+		for sv := range slices.Values(due) {
+			next := api.Clone(sv)
+			if next.WrappedKey, err = secrets.Rewrap(ks, v.Cluster().Id, sv.SecretId, sv.Version, sv.WrappedKey); err != nil {
+				return versions, warden.Wrap(op, err)
+			}
+			next.KeysetGeneration = v.Cluster().KeysetGeneration
+			_, err := m.store.Propose(ctx, &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: []*api.Operation{
+				put(&api.Object{Of: &api.Object_SecretVersion{SecretVersion: next}}, sv.Meta.Version),
+			}})
+			switch warden.CodeOf(err) {
+			case "":
+				versions++
+			case warden.CodeConflict, warden.CodeNotFound:
+			default:
+				return versions, warden.Wrap(op, err)
+			}
+			again = true
+		}
+	}
+	err = m.changeCluster(ctx, actor, func(c *api.Cluster) error {
+		ks, err := secrets.ParseKeyset(c.Keyset)
+		if err != nil {
+			return err
+		}
+		if ks, err = ks.OnlyPrimary(); err != nil {
+			return err
+		}
+		c.Keyset, err = ks.Bytes()
+		return err
+	})
+	return versions, warden.Wrap(op, err)
+}

@@ -1,0 +1,102 @@
+package manager
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"time"
+
+	"warden"
+	"warden/api"
+	"warden/ca"
+	"warden/store"
+)
+
+// judge is Config.Judge of the doors: by the current state. A replica may be a moment behind the commit that made a node or
+// renewed its key: what looks unknown at a handshake is judged again after it has caught up.
+func (m *Manager) judge(name string, id ca.Identity, live bool) error {
+	err := judge(m.store.View(), name, id, live)
+	if code := warden.CodeOf(err); live || name == warden.DoorRaft || code != warden.CodeWrongKey && code != warden.CodeDenied {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if serr := m.sync(ctx); serr != nil {
+		return err
+	}
+	return judge(m.store.View(), name, id, live)
+}
+
+// pinned reports whether the record of the subject holds the key of its leaf.
+func (m *Manager) pinned(id ca.Identity) bool {
+	v := m.store.View()
+	if t := v.Tombstone(id.NodeID); t != nil {
+		return slices.ContainsFunc(t.KeyHashes, func(h []byte) bool { return bytes.Equal(h, id.KeyHash[:]) })
+	}
+	return hasKey(v.Node(id.NodeID), id.KeyHash)
+}
+
+func hasKey(n *api.Node, h [32]byte) bool {
+	return n != nil && (bytes.Equal(n.KeyHash, h[:]) || bytes.Equal(n.NextKeyHash, h[:]))
+}
+
+// judge decides whether a subject with a valid chain may pass a door, or stay. Pure over the view.
+//
+// The raft door can't ask for a live record, since a restarted replica is empty or stale until a leader commits: it refuses
+// what the state is sure of (a tombstone, a record that is no manager's), and raft's own configuration decides the rest.
+// Errors: CodeEvicted, CodeWrongRole, CodeWrongKey, CodeDenied.
+func judge(v *store.View, name string, id ca.Identity, live bool) error {
+	op := "entering " + name
+	n, dead := v.Node(id.NodeID), v.Tombstone(id.NodeID)
+	if name == warden.DoorControl {
+		if id.Role != ca.RoleOperator {
+			return warden.Errorf(warden.CodeWrongRole, op, "a %s's leaf opens no control door", id.Role)
+		}
+		return warden.Errorf(warden.CodeDenied, op, "no operator is known to this cluster")
+	}
+	if dead != nil && (name != warden.DoorNode || live) {
+		return warden.Errorf(warden.CodeEvicted, op, "node %s was removed", id.NodeID)
+	}
+	switch name {
+	case warden.DoorRaft:
+		if id.Role != ca.RoleManager {
+			return warden.Errorf(warden.CodeWrongRole, op, "node %s has a %s's leaf", id.NodeID, id.Role)
+		}
+		if n != nil && n.EffectiveRole() != api.Role_ROLE_MANAGER {
+			return warden.Errorf(warden.CodeWrongRole, op, "node %s is recorded as a worker", id.NodeID)
+		}
+		return nil
+	case warden.DoorPeer:
+		if id.Role != ca.RoleManager {
+			return warden.Errorf(warden.CodeWrongRole, op, "node %s has a %s's leaf", id.NodeID, id.Role)
+		}
+		if n == nil {
+			return warden.Errorf(warden.CodeDenied, op, "node %s has no record", id.NodeID)
+		}
+		if n.EffectiveRole() != api.Role_ROLE_MANAGER {
+			return warden.Errorf(warden.CodeWrongRole, op, "node %s is recorded as a worker", id.NodeID)
+		}
+	case warden.DoorNode:
+		if dead != nil {
+			return nil // let in for one message: the order to wipe
+		}
+		if n == nil {
+			return warden.Errorf(warden.CodeDenied, op, "node %s has no record", id.NodeID)
+		}
+	default:
+		return warden.Errorf(warden.CodeDenied, op, "no rule for this door")
+	}
+	if !hasKey(n, id.KeyHash) {
+		return warden.Errorf(warden.CodeWrongKey, op, "node %s presents a key that is not the recorded one", id.NodeID)
+	}
+	return nil
+}
+
+func (m *Manager) distrustedBytes() []byte {
+	if c := m.store.View().Cluster(); c != nil {
+		return c.DistrustedIssuers
+	}
+	return nil
+}
+
+func (m *Manager) distrusted() [][32]byte { return Sums(m.distrustedBytes()) }

@@ -1,0 +1,442 @@
+// Package manager runs what a manager runs: the replicated state, the doors, the sessions of nodes, and, while this manager
+// leads, the orchestrator and the membership of raft.
+//
+// It wires sibling packages together and holds what only makes sense with all of them at hand: the rules of the doors
+// (judge.go), admission and renewal (admit.go), reports and leases between managers (report.go), membership and quorum
+// (membership.go), and what evicting a manager sets off (evict.go). It trusts the store's record of a node over whatever
+// certificate the node shows (I4).
+package manager
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"warden"
+	"warden/api"
+	"warden/ca"
+	"warden/control"
+	"warden/dispatcher"
+	"warden/door"
+	"warden/join"
+	"warden/orchestrator"
+	"warden/store"
+	"warden/store/rafttransport"
+	"warden/store/sealedlog"
+)
+
+// Config is what a manager needs of its node.
+type Config struct {
+	ClusterID, NodeID string
+	Dir               string // of the replicated state
+	Listen            string // host:port
+	Root              *x509.Certificate
+	Sealer            sealedlog.Sealer
+	Certificate       func() *tls.Certificate
+	// Known returns the managers that the node knows of from before, for as long as the replica is empty.
+	Known func() *api.ManagerList
+	// Lock says how this node's own keys are sealed: "unlocked" or "old-key".
+	Lock   func() string
+	Logger *slog.Logger
+}
+
+// Manager is one running manager. Safe for concurrent use.
+type Manager struct {
+	cfg        Config
+	logger     *slog.Logger
+	store      *store.Store
+	transport  *rafttransport.Transport
+	doors      *door.Server
+	dispatcher *dispatcher.Dispatcher
+	control    *control.Server
+	authority  authorityCache
+	peers      *peers
+	live       *liveness
+	lease      lease
+	limiter    *join.Limiter
+	ready      atomic.Bool
+	report     chan struct{} // asks for a report to the leader now
+	tasks      chan []*api.NodeTaskReport
+	reconcile  chan struct{} // asks for a look at the membership now
+
+	cancel context.CancelCauseFunc
+	done   chan struct{}
+	mu     sync.Mutex // guards err
+	err    error
+}
+
+// Bootstrap makes the state of a new cluster, with first as its first command, and stops again.
+func Bootstrap(ctx context.Context, cfg Config, first *api.Command) error {
+	t := rafttransport.New(cfg.NodeID, func(context.Context, string) (net.Conn, error) {
+		return nil, warden.Errorf(warden.CodeUnavailable, "dialling peer", "a new cluster has one manager")
+	}, cfg.Logger)
+	s, err := store.Bootstrap(storeConfig(cfg, t), first)
+	if err != nil {
+		t.Close()
+		return err
+	}
+	return s.Close(ctx)
+}
+
+func storeConfig(cfg Config, t *rafttransport.Transport) store.Config {
+	return store.Config{
+		ClusterID: cfg.ClusterID, NodeID: cfg.NodeID, Dir: cfg.Dir, Sealer: cfg.Sealer, Transport: t,
+		Logger: cfg.Logger.With("part", "store"),
+	}
+}
+
+// Start opens the state and the port. The manager runs until Stop.
+func Start(cfg Config) (*Manager, error) {
+	m := &Manager{
+		cfg: cfg, logger: cfg.Logger, live: newLiveness(), limiter: join.NewLimiter(),
+		report: make(chan struct{}, 1), reconcile: make(chan struct{}, 1), done: make(chan struct{}),
+	}
+	listener, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return nil, warden.Hint(warden.Recode(warden.CodeUnavailable, "opening the port "+cfg.Listen, err),
+			"another program has it, or the address is not on this host: choose another with --listen")
+	}
+	m.transport = rafttransport.New(cfg.NodeID, m.dialRaft, cfg.Logger.With("part", "raft"))
+	m.store, err = store.Open(storeConfig(cfg, m.transport))
+	if err != nil {
+		listener.Close()
+		m.transport.Close()
+		return nil, warden.Wrap("opening the state in "+filepath.Clean(cfg.Dir), err)
+	}
+	m.authority.clusterID = cfg.ClusterID
+	m.peers = newPeers(m)
+	m.dispatcher = dispatcher.New(dispatcher.Config{
+		NodeID: cfg.NodeID, Store: m.store, Open: m.openSecret, Issue: m.issue, Report: m.reportTasks, MayPush: m.mayPush,
+		Managers: m.Managers, Logger: cfg.Logger.With("part", "dispatcher"),
+	})
+	m.control = control.New(control.Config{
+		NodeID: cfg.NodeID, ClusterID: cfg.ClusterID, Store: m.store, Forward: m.forward, Cluster: m, Address: Address, Logger: cfg.Logger.With("part", "control"),
+	})
+	ctx, cancel := context.WithCancelCause(context.Background())
+	m.cancel = cancel
+	go m.run(ctx, listener)
+	return m, nil
+}
+
+// run is every goroutine of a manager; the first that fails ends all.
+func (m *Manager) run(ctx context.Context, listener net.Listener) {
+	defer close(m.done)
+	peerListener := door.NewListener()
+	peerServer := grpc.NewServer(grpc.Creds(door.Credentials()), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax))
+	api.RegisterPeerServer(peerServer, &peerService{m: m})
+	joins := &join.Server{Admit: m.admit, Token: m.token, Logger: m.logger.With("part", "join")}
+	m.doors = door.New(door.Config{
+		Certificate: m.cfg.Certificate,
+		Root:        func() *x509.Certificate { return m.cfg.Root },
+		Distrusted:  m.distrusted,
+		Pinned:      m.pinned,
+		Judge:       m.judge,
+		Admit:       m.admitAddress,
+		Refused:     m.refused,
+		Handlers: map[string]func(context.Context, *door.Conn){
+			warden.DoorRaft:    func(_ context.Context, c *door.Conn) { m.transport.Serve(c, c.ID.NodeID) },
+			warden.DoorPeer:    peerListener.Handle,
+			warden.DoorNode:    m.serveNode,
+			warden.DoorJoin:    func(ctx context.Context, c *door.Conn) { m.serveJoin(ctx, joins, c) },
+			warden.DoorControl: func(context.Context, *door.Conn) {}, // Judge lets no subject in: operators over TCP have no leaf yet
+		},
+		Logger: m.logger.With("part", "door"),
+	})
+	watch := m.store.Watch(api.Kind_KIND_NODE, api.Kind_KIND_TOMBSTONE)
+	parent := ctx
+	g, ctx := errgroup.WithContext(parent)
+	g.Go(func() error { return m.doors.Serve(ctx, listener) })
+	g.Go(func() error { return serveUntil(ctx, peerServer, peerListener) })
+	g.Go(func() error { return m.dispatcher.Run(ctx) })
+	g.Go(func() error { return m.rejudge(ctx, watch) })
+	g.Go(func() error { return m.reportLoop(ctx) })
+	g.Go(func() error { return m.lead(ctx) })
+	err := g.Wait()
+	m.peers.close()
+	sctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	if cerr := m.store.Close(sctx); cerr != nil {
+		m.logger.Error("failed to close the state", "error", cerr)
+	}
+	m.transport.Close()
+	if parent.Err() != nil {
+		return // told to stop
+	}
+	m.mu.Lock()
+	m.err = err
+	m.mu.Unlock()
+}
+
+func serveUntil(ctx context.Context, s *grpc.Server, l net.Listener) error {
+	stop := context.AfterFunc(ctx, s.Stop)
+	defer stop()
+	if err := s.Serve(l); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// Stop hands leadership over, closes everything and waits.
+func (m *Manager) Stop(ctx context.Context) error {
+	if m.store.IsLeader() {
+		tctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		if err := m.store.TransferLeadership(tctx); err != nil {
+			m.logger.Debug("kept leadership until the stop", "error", err)
+		}
+		cancel()
+	}
+	m.cancel(warden.Errorf(warden.CodeUnavailable, "", "the manager stops"))
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Done is closed when the manager has ended; Err says why, nil after Stop.
+func (m *Manager) Done() <-chan struct{} { return m.done }
+
+// Err returns why the manager ended by itself.
+func (m *Manager) Err() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.err
+}
+
+// Control returns the service of the operator's API, for the local socket.
+func (m *Manager) Control() *control.Server { return m.control }
+
+// Store returns the replicated state.
+func (m *Manager) Store() *store.Store { return m.store }
+
+// Ready reports whether the replica has applied the leader's commit index since its start: before, all doors but the raft
+// door are shut.
+func (m *Manager) Ready() bool { return m.ready.Load() }
+
+// lead runs what only the leader runs, for as long as this manager leads.
+func (m *Manager) lead(ctx context.Context) error {
+	changes := m.store.LeaderChanges()
+	for ctx.Err() == nil {
+		if !m.store.IsLeader() {
+			select {
+			case <-ctx.Done():
+			case <-changes:
+			}
+			continue
+		}
+		m.asLeader(ctx, changes)
+	}
+	return nil
+}
+
+func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	bctx, bcancel := context.WithTimeout(ctx, 10*time.Second)
+	err := m.store.Barrier(bctx)
+	bcancel()
+	if err != nil {
+		select {
+		case <-ctx.Done():
+		case <-changes:
+		case <-time.After(100 * time.Millisecond):
+		}
+		return
+	}
+	m.logger.Info("became leader", "term", m.store.Term())
+	m.live.begin(time.Now())
+	m.lease.renew(time.Now())
+	m.ready.Store(true)
+	m.askReport()
+	o := orchestrator.New(orchestrator.Config{
+		Store: m.store, Liveness: m.live.of, LivenessChanged: m.live.changed, NodeID: m.cfg.NodeID,
+		Logger: m.logger.With("part", "orchestrator"),
+	})
+	var g errgroup.Group
+	g.Go(func() error { return o.Run(ctx) })
+	g.Go(func() error { return m.membership(ctx) })
+	g.Go(func() error { return m.housekeeping(ctx) })
+	g.Go(func() error { m.live.run(ctx); return nil })
+	for m.store.IsLeader() && ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+		case <-changes:
+		}
+	}
+	cancel()
+	if err := g.Wait(); err != nil {
+		m.logger.Error("failed to lead", "error", err)
+	}
+	m.logger.Info("stopped leading", "term", m.store.Term())
+}
+
+// rejudge lets each committed change of a record count at once for the live connections.
+func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
+	defer w.Close()
+	for {
+		ch, err := w.Next(ctx)
+		if err != nil {
+			return nil
+		}
+		m.askReport()
+		m.askReconcile()
+		if ch.Resync {
+			m.doors.Rejudge("")
+			continue
+		}
+		for _, k := range ch.Keys {
+			m.doors.Rejudge(k.ID)
+		}
+	}
+}
+
+func (m *Manager) askReport()    { signal(m.report) }
+func (m *Manager) askReconcile() { signal(m.reconcile) }
+
+func signal(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// Managers returns the list of managers that nodes and joiners get, with the key hashes that are good for each.
+func (m *Manager) Managers() *api.ManagerList {
+	v := m.store.View()
+	l := &api.ManagerList{Index: v.Index()}
+	if c := v.Cluster(); c != nil {
+		l.DistrustedIssuers = c.DistrustedIssuers
+	}
+	for _, n := range v.Nodes() {
+		if n.EffectiveRole() == api.Role_ROLE_MANAGER {
+			l.Managers = append(l.Managers, managerInfo(n))
+		}
+	}
+	return l
+}
+
+func managerInfo(n *api.Node) *api.ManagerInfo {
+	i := &api.ManagerInfo{NodeId: n.Id, Address: n.Address}
+	for _, h := range [][]byte{n.KeyHash, n.NextKeyHash} {
+		if len(h) > 0 {
+			i.KeyHashes = append(i.KeyHashes, h)
+		}
+	}
+	return i
+}
+
+// Expect returns whom to expect behind an entry of a manager list.
+func Expect(root *x509.Certificate, i *api.ManagerInfo, distrusted []byte, loose bool) door.Expect {
+	e := door.Expect{Root: root, NodeID: i.NodeId, Loose: loose, Distrusted: Sums(distrusted)}
+	for _, h := range i.KeyHashes {
+		if len(h) == sha256.Size {
+			e.KeyHashes = append(e.KeyHashes, [32]byte(h))
+		}
+	}
+	return e
+}
+
+// Sums cuts concatenated SHA-256 sums.
+func Sums(b []byte) [][32]byte {
+	var out [][32]byte
+	for ; len(b) >= sha256.Size; b = b[sha256.Size:] {
+		out = append(out, [32]byte(b[:sha256.Size]))
+	}
+	return out
+}
+
+// manager returns how to reach a manager: by its record, or by what the node knew before the replica had it.
+func (m *Manager) manager(id string) (*api.ManagerInfo, error) {
+	v := m.store.View()
+	if n := v.Node(id); n != nil && n.Address != "" {
+		return managerInfo(n), nil
+	}
+	if v.Tombstone(id) == nil {
+		for _, i := range m.cfg.Known().GetManagers() {
+			if i.NodeId == id {
+				return i, nil
+			}
+		}
+	}
+	return nil, warden.Errorf(warden.CodeUnavailable, "looking up manager "+id, "no address known")
+}
+
+// dialRaft resolves a raft address, which is a node ID. A peer's key may have changed while this replica was down: it is
+// pinned for a leaf past its end, and otherwise ID and role decide, as on the door itself.
+func (m *Manager) dialRaft(ctx context.Context, id string) (net.Conn, error) {
+	i, err := m.manager(id)
+	if err != nil {
+		return nil, err
+	}
+	c, err := door.Dial(ctx, i.Address, warden.DoorRaft, m.cfg.Certificate(), Expect(m.cfg.Root, i, m.distrustedBytes(), true))
+	if err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+func (m *Manager) serveJoin(ctx context.Context, s *join.Server, c *door.Conn) {
+	if err := s.Serve(ctx, c.Conn); err != nil {
+		m.limiter.Failed(c.Remote, time.Now())
+	}
+}
+
+// admitAddress runs before anything else of a connection.
+func (m *Manager) admitAddress(name string, remote netip.Addr) error {
+	if name != warden.DoorRaft && !m.ready.Load() {
+		return warden.Errorf(warden.CodeUnavailable, "opening "+name, "this manager has not caught up with the leader yet")
+	}
+	if name == warden.DoorNode && m.lease.age(time.Now()) > warden.LeaseHold {
+		return warden.Errorf(warden.CodeUnavailable, "opening "+name, "this manager has had no word from a leader for %s", warden.LeaseHold)
+	}
+	if name == warden.DoorJoin {
+		return m.limiter.Allow(remote, time.Now())
+	}
+	return nil
+}
+
+// refused counts against an address what did not get through the join door, and raises the alarm where a live node's ID
+// comes with another key.
+func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err error) {
+	code := warden.CodeOf(err)
+	level := slog.LevelInfo
+	if code == warden.CodeWrongKey || code == warden.CodeEvicted {
+		level = slog.LevelWarn
+	}
+	m.logger.Log(context.Background(), level, "refused a connection", "door", name, "node_id", id.NodeID, "role", id.Role,
+		"remote", remote.String(), "code", string(code), "reason", err)
+	if name == warden.DoorJoin {
+		m.limiter.Failed(remote, time.Now())
+	}
+}
+
+// serveNode runs the session of a node that dialled in.
+func (m *Manager) serveNode(ctx context.Context, c *door.Conn) {
+	p := dispatcher.Peer{
+		NodeID: c.ID.NodeID, KeyHash: c.ID.KeyHash, NotBefore: c.ID.NotBefore, NotAfter: c.ID.NotAfter,
+		IP: c.Remote.String(), RenewOnly: c.Expired,
+	}
+	v := m.store.View()
+	if p.Tombstone = v.Tombstone(p.NodeID); p.Tombstone == nil {
+		if err := m.promoteKey(ctx, c.ID); err != nil {
+			m.logger.Warn("failed to commit the new key of a node", "node_id", p.NodeID, "error", err)
+			return
+		}
+	}
+	if err := m.dispatcher.Serve(ctx, c, p); err != nil && ctx.Err() == nil {
+		m.logger.Info("session ended", "node_id", p.NodeID, "reason", err)
+	}
+	m.askReport()
+}

@@ -1,0 +1,218 @@
+package manager
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"warden"
+	"warden/api"
+	"warden/door"
+)
+
+// peers keeps one connection to each other manager's peer door.
+type peers struct {
+	m  *Manager
+	mu sync.Mutex // guards to; not held across I/O
+	to map[string]*grpc.ClientConn
+}
+
+func newPeers(m *Manager) *peers { return &peers{m: m, to: map[string]*grpc.ClientConn{}} }
+
+func (p *peers) client(id string) (api.PeerClient, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if c, ok := p.to[id]; ok {
+		return api.NewPeerClient(c), nil
+	}
+	c, err := grpc.NewClient("passthrough:///"+id,
+		grpc.WithTransportCredentials(door.Credentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			i, err := p.m.manager(id)
+			if err != nil {
+				return nil, err
+			}
+			return door.Dial(ctx, i.Address, warden.DoorPeer, p.m.cfg.Certificate(), Expect(p.m.cfg.Root, i, p.m.distrustedBytes(), false))
+		}),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+			MinConnectTimeout: warden.HandshakeTimeout,
+		}),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(warden.MessageMax), grpc.MaxCallSendMsgSize(warden.MessageMax)),
+	)
+	if err != nil {
+		return nil, warden.Recode(warden.CodeInternal, "connecting to manager "+id, err)
+	}
+	p.to[id] = c
+	return api.NewPeerClient(c), nil
+}
+
+// leader returns a client for the leader. Errors: CodeNoLeader, CodeNotLeader where this manager itself leads.
+func (p *peers) leader() (api.PeerClient, error) {
+	id := p.m.store.Leader()
+	switch id {
+	case "":
+		return nil, warden.Hint(warden.Errorf(warden.CodeNoLeader, "asking the leader", "the managers have no leader"),
+			"a majority of the managers must be up and unlocked: see `wardenctl status` on each")
+	case p.m.cfg.NodeID:
+		return nil, warden.Errorf(warden.CodeNotLeader, "asking the leader", "this manager is about to lead")
+	}
+	return p.client(id)
+}
+
+func (p *peers) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.to {
+		c.Close()
+	}
+}
+
+// propose commits a command, here where this manager leads, else on the leader. It tries again while there is no leader,
+// until ctx ends; the request ID makes that safe.
+func (m *Manager) propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
+	for {
+		res, err := m.proposeOnce(ctx, cmd)
+		switch warden.CodeOf(err) {
+		case warden.CodeNotLeader, warden.CodeNoLeader, warden.CodeUnavailable:
+		default:
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (m *Manager) proposeOnce(ctx context.Context, cmd *api.Command) (*api.Result, error) {
+	if m.store.IsLeader() {
+		return m.store.Propose(ctx, cmd)
+	}
+	client, err := m.peers.leader()
+	if err != nil {
+		return nil, err
+	}
+	res, err := client.Propose(ctx, cmd)
+	return res, api.FromError(err)
+}
+
+// forward is control's Config.Forward: run one call on the leader, for a caller that this manager authenticated.
+func (m *Manager) forward(ctx context.Context, req *api.ForwardRequest) (*api.ForwardReply, error) {
+	client, err := m.peers.leader()
+	if err != nil {
+		return nil, err
+	}
+	reply, err := client.Forward(ctx, req)
+	return reply, api.FromError(err)
+}
+
+// peerService is what this manager serves other managers.
+type peerService struct {
+	api.UnimplementedPeerServer
+	m *Manager
+}
+
+// Forward runs a call here. The calling manager vouches for the caller, whom it names; it is on record as the way.
+func (s *peerService) Forward(ctx context.Context, req *api.ForwardRequest) (*api.ForwardReply, error) {
+	id, err := door.CallerOf(ctx)
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	caller := req.GetCaller()
+	if caller == nil {
+		return nil, api.Error(warden.Errorf(warden.CodeInvalid, "forwarding", "no caller named"))
+	}
+	caller.Via = id.NodeID
+	reply, err := s.m.control.Run(ctx, req.Method, req.Request, caller, req.RequestId)
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	return &api.ForwardReply{Reply: reply}, nil
+}
+
+func (s *peerService) Report(ctx context.Context, req *api.ReportRequest) (*api.ReportReply, error) {
+	id, err := door.CallerOf(ctx)
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	reply, err := s.m.takeReport(ctx, id.NodeID, req)
+	return reply, api.Error(err)
+}
+
+func (s *peerService) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
+	id, err := door.CallerOf(ctx)
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	if cmd.GetActor() == nil {
+		return nil, api.Error(warden.Errorf(warden.CodeInvalid, "proposing", "no actor named"))
+	}
+	cmd.Actor.Via = id.NodeID
+	res, err := s.m.store.Propose(ctx, cmd)
+	return res, api.Error(err)
+}
+
+func (s *peerService) Relay(req *api.LogsRequest, stream grpc.ServerStreamingServer[api.LogChunk]) error {
+	t := s.m.store.View().Task(req.GetTaskId())
+	if t == nil {
+		return api.Error(warden.Errorf(warden.CodeNotFound, "relaying logs", "no task %s", req.GetTaskId()))
+	}
+	return api.Error(s.m.dispatcher.Logs(stream.Context(), t.NodeId, req, stream.Send))
+}
+
+// RelayLogs streams the logs of a task from the manager that has its node's session: the claimed one where this manager
+// leads, else whichever says that it has it.
+func (m *Manager) RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
+	holders := []string{m.cfg.NodeID}
+	for _, i := range m.Managers().Managers {
+		if i.NodeId != m.cfg.NodeID {
+			holders = append(holders, i.NodeId)
+		}
+	}
+	if c, ok := m.live.claim(nodeID); ok {
+		holders = append([]string{c.manager}, holders...)
+	}
+	var err error
+	sent := false
+	for _, holder := range holders {
+		err = m.relayFrom(ctx, holder, nodeID, req, func(c *api.LogChunk) error { sent = true; return send(c) })
+		if sent || warden.CodeOf(err) != warden.CodeUnavailable || ctx.Err() != nil {
+			return err
+		}
+	}
+	return err
+}
+
+func (m *Manager) relayFrom(ctx context.Context, holder, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
+	if holder == m.cfg.NodeID {
+		return m.dispatcher.Logs(ctx, nodeID, req, send)
+	}
+	client, err := m.peers.client(holder)
+	if err != nil {
+		return err
+	}
+	stream, err := client.Relay(ctx, req)
+	if err != nil {
+		return api.FromError(err)
+	}
+	for {
+		chunk, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return api.FromError(err)
+		}
+		if err := send(chunk); err != nil {
+			return err
+		}
+	}
+}

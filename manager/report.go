@@ -1,0 +1,288 @@
+package manager
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"warden"
+	"warden/api"
+)
+
+// lease says how fresh this replica is. LastContact of raft does not: heartbeats carry no commit index.
+type lease struct {
+	mu    sync.Mutex // guards fresh
+	fresh time.Time  // when the leader last told a commit index that this replica has applied by now
+}
+
+func (l *lease) renew(t time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t.After(l.fresh) {
+		l.fresh = t
+	}
+}
+
+func (l *lease) age(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return now.Sub(l.fresh)
+}
+
+// mayPush reports whether this manager may send to nodes: within LeasePush it had all that the leader had committed.
+func (m *Manager) mayPush() bool {
+	return m.ready.Load() && m.lease.age(time.Now()) < warden.LeasePush
+}
+
+// reportLoop tells the leader what this manager sees, twice per heartbeat and whenever asked, and keeps the lease by its
+// answers. A manager without a lease for LeaseHold closes its sessions: its nodes find another.
+func (m *Manager) reportLoop(ctx context.Context) error {
+	tick := time.NewTicker(warden.HeartbeatPeriod / 2)
+	defer tick.Stop()
+	held := true
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		case <-m.report:
+		}
+		rctx, cancel := context.WithTimeout(ctx, warden.LeasePush)
+		err := m.sync(rctx)
+		cancel()
+		if err != nil {
+			m.logger.Debug("failed to report to the leader", "error", err)
+		}
+		expired := m.lease.age(time.Now()) > warden.LeaseHold
+		if expired && held && m.ready.Load() {
+			m.logger.Warn("closed all sessions: no word from a leader", "since", warden.LeaseHold)
+			m.doors.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "holding sessions", "no word from a leader for %s", warden.LeaseHold))
+		}
+		held = !expired
+		if err == nil && !m.ready.Swap(true) {
+			m.logger.Info("caught up with the leader", "index", m.store.AppliedIndex())
+		}
+	}
+}
+
+// sync reports to the leader and returns when this replica has applied what the leader had committed then.
+func (m *Manager) sync(ctx context.Context) error {
+	start := time.Now()
+	req := &api.ReportRequest{
+		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), LockState: m.cfg.Lock(), TimeNs: start.UnixNano(),
+	}
+	reply, err := m.reportTo(ctx, req)
+	if err != nil {
+		return err
+	}
+	for _, id := range reply.CloseSessions {
+		m.dispatcher.Close(id, "the node has a newer session with another manager")
+	}
+	if err := m.store.WaitApplied(ctx, reply.CommitIndex); err != nil {
+		return err
+	}
+	m.lease.renew(start)
+	return nil
+}
+
+// reportTo sends a report to the leader, which may be this manager.
+func (m *Manager) reportTo(ctx context.Context, req *api.ReportRequest) (*api.ReportReply, error) {
+	if m.store.IsLeader() {
+		if err := m.store.VerifyLeader(ctx); err != nil {
+			return nil, err
+		}
+		return m.takeReport(ctx, m.cfg.NodeID, req)
+	}
+	client, err := m.peers.leader()
+	if err != nil {
+		return nil, err
+	}
+	reply, err := client.Report(ctx, req)
+	return reply, api.FromError(err)
+}
+
+// reportTasks is the dispatcher's Config.Report.
+func (m *Manager) reportTasks(ctx context.Context, reports []*api.NodeTaskReport) error {
+	_, err := m.reportTo(ctx, &api.ReportRequest{AppliedIndex: m.store.AppliedIndex(), Tasks: reports, TimeNs: time.Now().UnixNano()})
+	return err
+}
+
+// takeReport is the leader's side: claims into memory, descriptions and task states into the log.
+func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRequest) (*api.ReportReply, error) {
+	if !m.store.IsLeader() {
+		return nil, warden.Errorf(warden.CodeNotLeader, "taking a report", "node %s leads", m.store.Leader())
+	}
+	v := m.store.View()
+	lost := m.live.take(from, req, time.Now())
+	var ops []*api.Operation
+	for _, c := range req.Claims {
+		n := v.Node(c.NodeId)
+		if n == nil || c.Description == nil || proto.Equal(n.Description, c.Description) && n.Ip == c.Ip {
+			continue
+		}
+		ops = append(ops, &api.Operation{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{
+			NodeId: c.NodeId, Description: c.Description, Ip: c.Ip,
+		}}})
+	}
+	for _, t := range req.Tasks {
+		ops = append(ops, &api.Operation{Of: &api.Operation_ReportTask{ReportTask: &api.ReportTask{
+			NodeId: t.NodeId, TaskId: t.GetReport().GetTaskId(), Status: t.GetReport().GetStatus(),
+		}}})
+	}
+	for batch := range slices.Chunk(ops, 500) {
+		if _, err := m.store.Propose(ctx, m.systemCommand("report", batch...)); err != nil {
+			return nil, err
+		}
+	}
+	m.askReconcile()
+	return &api.ReportReply{CommitIndex: m.store.CommitIndex(), CloseSessions: lost, TimeNs: time.Now().UnixNano(), LeaderId: m.cfg.NodeID}, nil
+}
+
+// liveness is what the leader knows in memory: which manager holds which node's session, and which managers report.
+type liveness struct {
+	mu       sync.Mutex // guards all below
+	since    time.Time  // when this manager began to lead; zero: never
+	claims   map[string]claim
+	lost     map[string]time.Time // session IDs that lost their claim, and when
+	managers map[string]managerReport
+	last     map[string]api.Liveness // as of told last
+	epoch    uint64
+	change   chan struct{}
+}
+
+// claim is the one valid session of a node: the newest.
+type claim struct {
+	manager, session string
+	epoch            uint64
+	seen             time.Time // the leader's clock
+	skew             time.Duration
+}
+
+type managerReport struct {
+	at      time.Time
+	applied uint64
+	lock    string
+	changed chan struct{} // closed by the next report
+}
+
+func newLiveness() *liveness {
+	l := &liveness{change: make(chan struct{}, 1)}
+	l.begin(time.Time{})
+	return l
+}
+
+// begin forgets what an earlier term knew: every node is unknown until its session is claimed, or NodeDownAfter is over.
+func (l *liveness) begin(now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.since = now
+	l.claims, l.lost, l.last = map[string]claim{}, map[string]time.Time{}, map[string]api.Liveness{}
+	l.managers = map[string]managerReport{}
+}
+
+// take stores a manager's report and returns its sessions that lost their claim to a newer one.
+func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (closes []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old, ok := l.managers[from]; ok && old.changed != nil {
+		close(old.changed)
+	}
+	r := managerReport{at: now, applied: req.AppliedIndex, lock: req.LockState, changed: make(chan struct{})}
+	if len(req.Tasks) > 0 && req.LockState == "" { // a report of tasks only
+		r.lock = l.managers[from].lock
+	}
+	l.managers[from] = r
+	for _, c := range req.Claims {
+		old, held := l.claims[c.NodeId]
+		switch {
+		case held && old.session == c.SessionId:
+		case !l.lost[c.SessionId].IsZero():
+			closes = append(closes, c.SessionId)
+			continue
+		default: // a new session: the newest wins
+			if held {
+				l.lost[old.session] = now
+			}
+			l.epoch++
+			old = claim{manager: from, session: c.SessionId, epoch: l.epoch}
+		}
+		age := time.Duration(max(0, req.TimeNs-c.SeenNs))
+		old.seen, old.skew = now.Add(-age), time.Duration(c.SkewNs)
+		l.claims[c.NodeId] = old
+	}
+	maps.DeleteFunc(l.lost, func(_ string, at time.Time) bool { return now.Sub(at) > time.Hour })
+	l.notice(now)
+	return closes
+}
+
+// of is the orchestrator's Config.Liveness.
+func (l *liveness) of(nodeID string) api.Liveness {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.at(nodeID, time.Now())
+}
+
+func (l *liveness) at(nodeID string, now time.Time) api.Liveness {
+	c, ok := l.claims[nodeID]
+	switch {
+	case ok && now.Sub(c.seen) < warden.NodeDownAfter:
+		return api.Liveness_LIVENESS_READY
+	case now.Sub(l.since) < warden.NodeDownAfter:
+		return api.Liveness_LIVENESS_UNKNOWN
+	}
+	return api.Liveness_LIVENESS_DOWN
+}
+
+// notice signals where a node's liveness differs from what was told last. l.mu is held.
+func (l *liveness) notice(now time.Time) {
+	changed := false
+	for id := range l.claims {
+		if s := l.at(id, now); l.last[id] != s {
+			l.last[id], changed = s, true
+		}
+	}
+	if changed {
+		signal(l.change)
+	}
+}
+
+func (l *liveness) changed() <-chan struct{} { return l.change }
+
+// run looks for nodes that fell silent, until ctx ends.
+func (l *liveness) run(ctx context.Context) {
+	tick := time.NewTicker(warden.HeartbeatPeriod / 2)
+	defer tick.Stop()
+	grace := time.NewTimer(warden.NodeDownAfter)
+	defer grace.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-grace.C: // nodes that nobody ever claimed are down from here on
+			signal(l.change)
+		case now := <-tick.C:
+			l.mu.Lock()
+			l.notice(now)
+			l.mu.Unlock()
+		}
+	}
+}
+
+func (l *liveness) claim(nodeID string) (claim, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c, ok := l.claims[nodeID]
+	return c, ok
+}
+
+// reported returns the last report of a manager, and a channel that is closed by the next one.
+func (l *liveness) reported(id string) (managerReport, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r, ok := l.managers[id]
+	return r, ok
+}
