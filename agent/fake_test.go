@@ -22,6 +22,8 @@ type fakeExecutor struct {
 	fail    error                        // what Adopt gives
 }
 
+var _ executor.Executor = (*fakeExecutor)(nil)
+
 func newFakeExecutor() *fakeExecutor {
 	return &fakeExecutor{tasks: map[string]*fakeTask{}, secrets: map[string]map[string]string{}, hold: make(chan struct{})}
 }
