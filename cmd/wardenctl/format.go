@@ -95,8 +95,8 @@ func (l listing) write(w io.Writer, format string) error {
 	for _, r := range l.rows {
 		safe := make(row, len(r))
 		for k, v := range r {
-			if s, ok := v.(string); ok {
-				v = clean(s)
+			if s, ok := v.(string); ok && format != "{{json .}}" {
+				v = clean(s) // JSON escapes by itself
 			}
 			safe[k] = v
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -138,19 +139,23 @@ func (h *health) name(id string) string {
 func (h *health) write(w io.Writer, now time.Time) error {
 	info, tw := h.info, tabwriter.NewWriter(w, 0, 1, 2, ' ', 0)
 	line := func(name, format string, args ...any) {
-		fmt.Fprintf(tw, "%s:\t%s\n", name, clean(fmt.Sprintf(format, args...)))
+		if text := fmt.Sprintf(format, args...); text != "" {
+			fmt.Fprintf(tw, "%s:\t%s\n", name, clean(text))
+		}
 	}
 	line("State", "%s", info.GetState())
-	if info.GetNodeId() != "" {
-		line("Node", "%s (%s), %s, zone %s", info.GetHostname(), info.GetNodeId(), info.GetRole().Word(), cmp.Or(info.GetZone(), "unknown"))
-		line("Cluster", "%s", info.GetClusterId())
-	} else {
-		line("Node", "%s", info.GetHostname())
+	line("Node", "%s", info.GetHostname())
+	line("Node ID", "%s", info.GetNodeId())
+	if info.GetRole() != api.Role_ROLE_UNSPECIFIED {
+		line("Role", "%s", info.GetRole().Word())
 	}
-	if info.GetAddress() != "" {
+	line("Zone", "%s", info.GetZone())
+	line("Cluster", "%s", info.GetClusterId())
+	if info.GetRole() == api.Role_ROLE_MANAGER { // workers open no port
 		line("Address", "%s", info.GetAddress())
 	}
-	line("Executor", "%s, version %s", cmp.Or(info.GetExecutor(), "none"), info.GetVersion())
+	line("Version", "%s", info.GetVersion())
+	line("Executor", "%s", info.GetExecutor())
 	line("State directory", "%s", info.GetStateDir())
 	if end := info.GetLeafNotAfterNs(); end != 0 {
 		line("Certificate", "%s", leafText(info, now))
@@ -193,7 +198,7 @@ func leafText(info *api.InfoReply, now time.Time) string {
 	if end.After(now) {
 		left = span(end.Sub(now)) + " left"
 	}
-	return fmt.Sprintf("%s until %s (%s)", info.GetLeafSubject(), moment(info.GetLeafNotAfterNs()), left)
+	return strings.TrimSpace(fmt.Sprintf("%s until %s (%s)", info.GetLeafSubject(), moment(info.GetLeafNotAfterNs()), left))
 }
 
 func (h *health) writeCounts(line func(string, string, ...any), st *api.StatusReply) {

@@ -94,6 +94,7 @@ func nodeView(n *api.Node, st *api.NodeState) object {
 			{"Engine", object{{"EngineVersion", d.GetVersion()}, {"Labels", labelsOf(d.GetEngineLabels())}}},
 			{"Executor", d.GetExecutor()},
 			{"SecretMounts", d.GetSecretMounts()},
+			{"Advertise", d.GetAdvertise()},
 		}},
 		member{"Status", object{
 			{"State", livenessWords[st.GetLiveness()]},
