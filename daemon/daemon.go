@@ -167,7 +167,7 @@ func (d *Daemon) managerConfig(i *identity) manager.Config {
 		Root: i.trust(), Sealer: id.Keyring, Certificate: i.certificate,
 		Known:  func() *api.ManagerList { l, _ := i.known(); return l },
 		Lock:   func() string { return "unlocked" },
-		Logger: d.logger.With("node_id", id.NodeID),
+		Logger: d.logger,
 	}
 }
 
@@ -235,7 +235,7 @@ func (d *Daemon) startAgent() {
 				d.logger.Error("failed to store the list of managers", "error", err)
 			}
 		},
-		Evicted: d.evicted, Logger: d.logger.With("node_id", id.NodeID, "part", "agent"),
+		Evicted: d.evicted, Logger: d.logger.With("part", "agent"),
 	})
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})

@@ -287,15 +287,23 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 	if err != nil {
 		return nil, warden.Wrap(op, err)
 	}
+	if id.Role == ca.RoleManager {
+		if err := d.awaitReady(ctx); err != nil {
+			d.logger.Warn("started slowly", "error", err)
+		}
+	}
 	d.logger.Info("joined", "cluster_id", id.ClusterID, "node_id", id.NodeID, "role", id.Role, "zone", grant.Zone)
 	return &api.LocalJoinReply{ClusterId: id.ClusterID, NodeId: id.NodeID, Role: grant.Role, Zone: grant.Zone}, nil
 }
 
-// askToJoin tries the addresses in turn, twice over, with one key: a repeat of a join is the same join. A refusal that
-// every manager would give ends it at once.
+// joinPatience is how long a joiner goes on asking managers that do not answer: one may just have started itself.
+const joinPatience = 5 * time.Second
+
+// askToJoin tries the addresses in turn, with one key: a repeat of a join is the same join. A refusal that every manager
+// would give ends it at once; managers that don't answer are asked again for joinPatience.
 func (d *Daemon) askToJoin(ctx context.Context, r *api.LocalJoinRequest, token tokens.Token, req join.Request) (*api.JoinGrant, error) {
 	var last error
-	for range 2 {
+	for stop := time.Now().Add(joinPatience); ; {
 		for _, address := range r.Addresses {
 			address, err := manager.Address(address, "127.0.0.1")
 			if err != nil {
@@ -314,12 +322,16 @@ func (d *Daemon) askToJoin(ctx context.Context, r *api.LocalJoinRequest, token t
 			case warden.CodeUnknownToken, warden.CodeExpired, warden.CodeUsedUp, warden.CodeRevoked, warden.CodeBinding, warden.CodeInvalid, warden.CodeClock:
 				return nil, err
 			}
-			if ctx.Err() != nil {
-				return nil, last
-			}
+		}
+		if !api.Transient(last) || time.Now().After(stop) {
+			return nil, last
+		}
+		select {
+		case <-ctx.Done():
+			return nil, last
+		case <-time.After(200 * time.Millisecond):
 		}
 	}
-	return nil, last
 }
 
 // Unlock opens a locked manager with the unlock key, which is forgotten again.

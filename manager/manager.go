@@ -261,7 +261,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	m.ready.Store(true)
 	m.askReport()
 	o := orchestrator.New(orchestrator.Config{
-		Store: m.store, Liveness: m.live.of, LivenessChanged: m.live.changed, NodeID: m.cfg.NodeID,
+		Store: m.store, Liveness: m.liveness, LivenessChanged: m.live.changed, NodeID: m.cfg.NodeID,
 		Logger: m.logger.With("part", "orchestrator"),
 	})
 	var g errgroup.Group

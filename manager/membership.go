@@ -193,7 +193,7 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 		if !leads {
 			continue
 		}
-		s.Liveness = m.live.of(id)
+		s.Liveness = m.liveness(id)
 		if c, ok := m.live.claim(id); ok {
 			s.SessionManager, s.SeenNs = c.manager, c.seen.UnixNano()
 			if skew := c.skew.Abs(); skew > warden.SkewWarn {

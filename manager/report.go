@@ -219,11 +219,18 @@ func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (clo
 	return closes
 }
 
-// of is the orchestrator's Config.Liveness.
-func (l *liveness) of(nodeID string) api.Liveness {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.at(nodeID, time.Now())
+// liveness is the orchestrator's Config.Liveness. A node that has only just joined is unknown, not down.
+func (m *Manager) liveness(nodeID string) api.Liveness {
+	now := time.Now()
+	m.live.mu.Lock()
+	s := m.live.at(nodeID, now)
+	m.live.mu.Unlock()
+	if s == api.Liveness_LIVENESS_DOWN {
+		if n := m.store.View().Node(nodeID); n != nil && now.Sub(time.Unix(0, n.Meta.GetCreatedNs())) < warden.NodeDownAfter {
+			return api.Liveness_LIVENESS_UNKNOWN
+		}
+	}
+	return s
 }
 
 func (l *liveness) at(nodeID string, now time.Time) api.Liveness {
