@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -166,10 +167,18 @@ func task(id byte, nodeID string, secretIDs ...string) *api.Task {
 	return t
 }
 
+// taken returns the reports that the leader took, once all is quiet.
+func (m *manager) taken() []*api.NodeTaskReport {
+	synctest.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.reports)
+}
+
 // serve runs a session with the node and returns how it ended, and after how long.
 func (m *manager) serve(ctx context.Context, n *node) (error, time.Duration) {
 	near, far := net.Pipe()
-	server := grpc.NewServer()
+	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	api.RegisterSessionServer(server, n)
 	lis := &oneConn{conn: make(chan net.Conn, 1), done: make(chan struct{})}
 	lis.conn <- near
