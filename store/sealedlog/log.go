@@ -2,6 +2,7 @@ package sealedlog
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -22,14 +24,15 @@ import (
 // logFile is the name of the bbolt file in the raft directory.
 const logFile = "log.db"
 
-// The buckets: the header (whose the file is, in clear and sealed), the log (index to term and sealed record) and the
-// stable values (name to sealed value).
+// The buckets: the header (whose the file is, in clear and sealed, and the sealed extent), the log (index to term and sealed
+// record) and the stable values (name to sealed value).
 var (
 	bucketHeader = []byte("header")
 	bucketLog    = []byte("log")
 	bucketStable = []byte("stable")
 	keyClear     = []byte("clear")
 	keySealed    = []byte("sealed")
+	keyExtent    = []byte("extent")
 )
 
 // errNotFound is for a stable value that was never set. raft v1.8 compares the text.
@@ -40,8 +43,10 @@ var errNotFound = errors.New("not found")
 type Log struct {
 	db     *bbolt.DB
 	path   string
+	file   *os.File // of db
 	owner  owner
 	sealer Sealer
+	broken atomic.Bool // a fault was caught: bbolt may hold its locks for ever, so that nothing calls it again
 }
 
 var (
@@ -72,9 +77,7 @@ func Open(dir, clusterID, nodeID string, s Sealer, logger *slog.Logger) (*Log, e
 	start := time.Now()
 	entries, err := l.open()
 	if err != nil {
-		if l.db != nil {
-			l.db.Close()
-		}
+		l.Close()
 		return nil, err
 	}
 	logger.Info("opened raft log", "path", l.path, "entries", entries, "took", time.Since(start))
@@ -109,7 +112,7 @@ func (l *Log) create() error {
 			}
 		}
 		h := tx.Bucket(bucketHeader)
-		return errors.Join(h.Put(keyClear, clear), h.Put(keySealed, sealed))
+		return errors.Join(h.Put(keyClear, clear), h.Put(keySealed, sealed), l.putExtent(tx))
 	})
 	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
@@ -122,15 +125,14 @@ func (l *Log) create() error {
 
 // open opens the existing file and scans it. It returns the number of log entries.
 func (l *Log) open() (entries int, err error) {
-	var file *os.File
-	err = guard(func() error {
+	err = l.guard(func() error {
 		db, err := bbolt.Open(l.path, 0o600, &bbolt.Options{
 			Timeout:      time.Second,
 			FreelistType: bbolt.FreelistMapType,
 			NoStatistics: true,
 			OpenFile: func(path string, flag int, mode os.FileMode) (f *os.File, err error) {
-				file, err = openBoltFile(path, flag, mode)
-				return file, err
+				l.file, err = openBoltFile(path, flag, mode)
+				return l.file, err
 			},
 		})
 		if err != nil {
@@ -142,9 +144,6 @@ func (l *Log) open() (entries int, err error) {
 			return err
 		})
 	})
-	if l.db == nil && file != nil {
-		file.Close() // else a panic in bbolt would leave it locked
-	}
 	return entries, l.explain("opening "+l.path, err)
 }
 
@@ -180,11 +179,63 @@ func (l *Log) scan(tx *bbolt.Tx) (entries int, err error) {
 		entries, last = entries+1, index
 		return l.openEntry(index, v, &e)
 	})
-	return entries, err
+	if err != nil {
+		return 0, err
+	}
+	want, err := l.sealer.Open(header.Get(keyExtent), l.owner.aad("extent"))
+	if err != nil {
+		return 0, corrupt(l.path, "the record of its extent does not authenticate under this manager's key")
+	}
+	got, err := extent(tx)
+	if err != nil {
+		return 0, err
+	}
+	if !bytes.Equal(got, want) {
+		return 0, corrupt(l.path, "log entries are missing at an end, or a stable value is missing or old")
+	}
+	return entries, nil
+}
+
+// extent returns what a file must hold as a whole: first and last index of the log, and a hash over names and sealed bytes of all
+// stable values, of which there are few. Each change seals it anew, so that an end cut off, or a vote forgotten, is seen at Open.
+func extent(tx *bbolt.Tx) ([]byte, error) {
+	var b []byte
+	c := tx.Bucket(bucketLog).Cursor()
+	for _, to := range []func() ([]byte, []byte){c.First, c.Last} {
+		k, _ := to()
+		b = append(b, k...)
+	}
+	sum := sha256.New()
+	err := tx.Bucket(bucketStable).ForEach(func(k, v []byte) error {
+		for _, s := range [][]byte{k, v} {
+			sum.Write(binary.BigEndian.AppendUint64(nil, uint64(len(s))))
+			sum.Write(s)
+		}
+		return nil
+	})
+	return sum.Sum(b), err
+}
+
+func (l *Log) putExtent(tx *bbolt.Tx) error {
+	b, err := extent(tx)
+	if err != nil {
+		return err
+	}
+	sealed, err := l.sealer.Seal(b, l.owner.aad("extent"))
+	if err != nil {
+		return err
+	}
+	return tx.Bucket(bucketHeader).Put(keyExtent, sealed)
 }
 
 // Close closes the file. More calls do nothing; other methods answer errors from then on.
 func (l *Log) Close() error {
+	if l.broken.Load() || l.db == nil {
+		if l.file != nil {
+			l.file.Close() // lets go of the lock; what is mapped stays so until the process ends
+		}
+		return nil
+	}
 	return warden.Recode(warden.CodeInternal, "closing "+l.path, l.db.Close())
 }
 
@@ -381,11 +432,18 @@ func (l *Log) openStable(key, v []byte) ([]byte, error) {
 }
 
 func (l *Log) view(op string, f func(*bbolt.Tx) error) error {
-	return l.explain(op, guard(func() error { return l.db.View(f) }))
+	return l.explain(op, l.guard(func() error { return l.db.View(f) }))
 }
 
 func (l *Log) update(op string, f func(*bbolt.Tx) error) error {
-	return l.explain(op, guard(func() error { return l.db.Update(f) }))
+	return l.explain(op, l.guard(func() error {
+		return l.db.Update(func(tx *bbolt.Tx) error {
+			if err := f(tx); err != nil {
+				return err
+			}
+			return l.putExtent(tx)
+		})
+	}))
 }
 
 // explain gives err a code if it has none: CodeCorrupt for what guard caught, CodeInternal otherwise.
@@ -406,11 +464,15 @@ func (f fault) Error() string { return string(f) }
 
 // guard runs f and turns a panic of bbolt, or a fault on a page that the file does not have any more, into an error. The
 // check at Open leaves few ways to get here: a file that shrinks while it is open, a disk that cannot read a page.
-func guard(f func() error) (err error) {
+func (l *Log) guard(f func() error) (err error) {
+	if l.broken.Load() {
+		return fault("it failed before, see the first error")
+	}
 	old := debug.SetPanicOnFault(true) // of this goroutine only
 	defer debug.SetPanicOnFault(old)
 	defer func() {
 		if r := recover(); r != nil {
+			l.broken.Store(true)
 			err = fault(fmt.Sprintf("its pages are not well-formed or not readable: %v", r))
 		}
 	}()

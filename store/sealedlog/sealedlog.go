@@ -8,12 +8,12 @@
 //   - Nothing but raft index, term, the IDs of cluster and node, key names and sizes is readable in the files.
 //   - Every value is bound to its place: a value that was moved to another index, key, snapshot, node or cluster, or that was
 //     cut or changed, is refused with CodeCorrupt, or CodeForeign where the file's own header tells whose it is.
-//   - The log has no gaps; Open refuses a file in which an entry is missing between others.
+//   - The log has no gaps; Open refuses a file in which an entry is missing, between others or at an end, or a stable value.
 //   - A write that was acknowledged is on disk. A crash leaves the state before a write or after it.
 //   - The bytes of a file are checked before they are mapped, and a fault in the mapping is an error, not a crash.
 //
-// What cannot be seen here: a directory that was rolled back as a whole, and a log cut at its tail by somebody who can write a
-// well-formed file. Raft's other members notice neither as such.
+// What cannot be seen here: a file or directory that was rolled back as a whole, the loss of the last transaction together with its
+// meta page (it looks like a write that power loss cut short), and an entry that raft had replaced, put back at its index.
 //
 // Trust: the Sealer's keys, and the operating system. The files are not trusted.
 //
