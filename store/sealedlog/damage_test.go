@@ -212,7 +212,7 @@ func TestDamageIsRefusedAndNeverACrash(t *testing.T) {
 	}
 	values := []byte{0, 1, 0x7f, 0x80, 0xff}
 	for p := range len(db) / page {
-		for range 24 {
+		for range 8 {
 			b := bytes.Clone(db)
 			off := p*page + r.IntN(16+16*8)
 			if r.IntN(4) == 0 {
