@@ -27,6 +27,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math/big"
 	"os"
 	"os/exec"
@@ -87,8 +88,9 @@ type Executor struct {
 
 	starts sync.RWMutex // held for reading across a start and for writing across Adopt, which removes what is half made
 
-	mu    sync.Mutex // guards tasks; held across nothing that blocks
-	tasks map[string]*task
+	mu      sync.Mutex // guards the fields below; held across nothing that blocks
+	tasks   map[string]*task
+	claimed map[uint32]bool // slots of uids of tasks that are being started
 }
 
 // Option changes what New finds out by itself.
@@ -120,7 +122,7 @@ func New(stateDir, self string, logger *slog.Logger, options ...Option) (*Execut
 	}
 	sum := sha256.Sum256([]byte(dir))
 	e := &Executor{dir: dir, self: self, parent: "warden-" + hex.EncodeToString(sum[:6]), mounts: tmpfsmount.Probe(), userNS: true,
-		cgroups: hierarchies(), foreign: subordinateIDs(), logger: logger, tasks: map[string]*task{}}
+		cgroups: hierarchies(), foreign: subordinateIDs(), logger: logger, tasks: map[string]*task{}, claimed: map[uint32]bool{}}
 	for _, option := range options {
 		option(e)
 	}
@@ -171,6 +173,8 @@ func (e *Executor) Start(ctx context.Context, spec executor.Spec) (executor.Task
 	if err != nil {
 		return nil, warden.Wrap("starting task "+spec.TaskID, err)
 	}
+	j.IDBase = e.claimIDs()
+	defer e.unclaimIDs(j.IDBase)
 	t, err := e.launch(ctx, j, spec.Secrets)
 	if err != nil {
 		return nil, warden.Wrap("starting task "+spec.TaskID, err)
@@ -205,7 +209,7 @@ func (e *Executor) job(spec executor.Spec) (job, error) {
 		}
 	}
 	j := job{TaskID: spec.TaskID, Command: spec.Command, Env: spec.Env, Limits: limits{spec.LimitNanoCPUs, spec.LimitMemoryBytes},
-		Dirs: e.cgroups, Parent: e.parent, IDBase: e.newIDs(), UserNS: e.userNS, Mounts: e.mounts}
+		Dirs: e.cgroups, Parent: e.parent, UserNS: e.userNS, Mounts: e.mounts}
 	files := make([]tmpfsmount.File, 0, len(spec.Secrets))
 	for _, s := range spec.Secrets {
 		j.Secrets = append(j.Secrets, secretHeader{Target: s.Target, UID: s.UID, GID: s.GID, Mode: s.Mode, Size: s.Data.Len()})
@@ -220,12 +224,12 @@ func (e *Executor) job(spec executor.Spec) (job, error) {
 	return j, err
 }
 
-// newIDs draws a slot of uids that no task of this executor has, and no user of this host by /etc/subuid: whoever has a
-// task's uid reads its secrets.
-func (e *Executor) newIDs() uint32 {
+// claimIDs draws a slot of uids that no task of this executor has, and no user of this host by /etc/subuid: whoever has a
+// task's uid reads its secrets. The claim holds until unclaimIDs; by then the task is known, or gone.
+func (e *Executor) claimIDs() uint32 {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	used := map[uint32]bool{}
+	used := maps.Clone(e.claimed)
 	for _, t := range e.tasks {
 		used[t.idBase] = true
 	}
@@ -236,9 +240,16 @@ func (e *Executor) newIDs() uint32 {
 		}
 		base := uint32(idFirst + n.Int64()*idsPerTask)
 		if !used[base] && !slices.ContainsFunc(e.foreign, func(r idRange) bool { return r.overlaps(int64(base), idsPerTask) }) {
+			e.claimed[base] = true
 			return base
 		}
 	}
+}
+
+func (e *Executor) unclaimIDs(base uint32) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.claimed, base)
 }
 
 // idRange is a range of uids or gids that belongs to a user of the host.
@@ -307,7 +318,7 @@ func (e *Executor) launch(ctx context.Context, j job, secrets []executor.SecretF
 		return nil, errors.Join(warden.Recode(warden.CodeInternal, op, err), jobR.Close(), jobW.Close())
 	}
 	defer reportR.Close()
-	cmd := &exec.Cmd{Path: e.self, Args: []string{"warden", superviseVerb, j.TaskID}, Dir: "/", Env: []string{}, Stderr: stderr,
+	cmd := &exec.Cmd{Path: e.self, Args: []string{"warden", superviseVerb, j.TaskID}, Dir: "/", Env: []string{"GOMAXPROCS=1"}, Stderr: stderr,
 		ExtraFiles: []*os.File{jobR, reportW, lock}, SysProcAttr: &syscall.SysProcAttr{Setsid: true}}
 	err = cmd.Start()
 	jobR.Close()

@@ -162,7 +162,7 @@ func (s *supervisor) spawn(log *logWriter, secrets *os.File) (toInit *os.File, e
 		return nil, err
 	}
 	theirs = []*os.File{jobR, reportW, outW, errW}
-	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"warden", initVerb}, Stdout: outW, Stderr: errW, Dir: "/", Env: []string{},
+	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"warden", initVerb}, Stdout: outW, Stderr: errW, Dir: "/", Env: []string{"GOMAXPROCS=1"},
 		ExtraFiles: []*os.File{jobR, reportW}}
 	if secrets != nil {
 		cmd.ExtraFiles = append(cmd.ExtraFiles, secrets)

@@ -44,7 +44,7 @@ func (j job) hostID(id uint32) (uint32, error) {
 	switch {
 	case j.UserNS && id < idsPerTask:
 		return j.IDBase + id, nil
-	case !j.UserNS && (id == 0 || id == j.IDBase):
+	case !j.UserNS && id == 0:
 		return j.IDBase, nil
 	case !j.UserNS:
 		return 0, warden.Errorf(warden.CodeInvalid, "placing a secret", "this node cannot give a file to uid or gid %d: it has no user namespaces", id)
