@@ -28,10 +28,18 @@ type host struct {
 	t       *testing.T
 	exec    *fakeExecutor
 	clients chan api.SessionClient
-	dials   []time.Time // written by Run's goroutine
-	refuse  bool        // dials fail
+	refuse  bool // dials fail
+
+	mu      sync.Mutex // guards the fields below
+	dials   []time.Time
 	evicted []*api.EvictRequest
-	renewed int
+}
+
+// dialled returns when the agent has dialled.
+func (h *host) dialled() []time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.dials)
 }
 
 func newHost(t *testing.T) *host {
@@ -40,7 +48,7 @@ func newHost(t *testing.T) *host {
 		NodeID: self, Executor: h.exec, Logger: slog.New(slog.DiscardHandler),
 		Describe: func() *api.NodeDescription { return &api.NodeDescription{Hostname: "h"} },
 		Dial:     h.dial,
-		Renew:    func() ([]byte, error) { h.renewed++; return []byte("csr"), nil },
+		Renew:    func() ([]byte, error) { return []byte("csr"), nil },
 		Install: func(r *api.InstallRequest) error {
 			if len(r.Chain) == 0 {
 				return errors.New("bad chain")
@@ -48,13 +56,15 @@ func newHost(t *testing.T) *host {
 			return nil
 		},
 		SetManagers: func(*api.ManagerList) {},
-		Evicted:     func(r *api.EvictRequest) { h.evicted = append(h.evicted, r) },
+		Evicted:     func(r *api.EvictRequest) { h.mu.Lock(); defer h.mu.Unlock(); h.evicted = append(h.evicted, r) },
 	})
 	return h
 }
 
 func (h *host) dial(context.Context) (net.Conn, string, error) {
+	h.mu.Lock()
 	h.dials = append(h.dials, time.Now())
+	h.mu.Unlock()
 	if h.refuse {
 		return nil, "", errors.New("refused")
 	}
@@ -133,11 +143,12 @@ func TestSilentManager(t *testing.T) {
 			}
 			time.Sleep(14 * time.Second)
 		}
-		if len(h.dials) != 1 {
-			t.Fatalf("%d dials while the manager was heard", len(h.dials))
+		if n := len(h.dialled()); n != 1 {
+			t.Fatalf("%d dials while the manager was heard", n)
 		}
 		<-h.clients
-		if since := h.dials[1].Sub(h.dials[0]); since != 141*time.Second {
+		dials := h.dialled()
+		if since := dials[1].Sub(dials[0]); since != 141*time.Second {
 			t.Errorf("redialled after %v, want 141 s", since)
 		}
 	})
@@ -151,13 +162,14 @@ func TestBackoff(t *testing.T) {
 		stop := h.start()
 		time.Sleep(time.Minute)
 		stop()
-		for i := 1; i < len(h.dials); i++ {
+		dials := h.dialled()
+		for i := 1; i < len(dials); i++ {
 			want := min(100*time.Millisecond<<(i-1), 5*time.Second)
-			if gap := h.dials[i].Sub(h.dials[i-1]); gap < want/2 || gap > want {
+			if gap := dials[i].Sub(dials[i-1]); gap < want/2 || gap > want {
 				t.Errorf("gap %d is %v, want %v to %v", i, gap, want/2, want)
 			}
 		}
-		if n := len(h.dials); n < 15 || n > 35 {
+		if n := len(dials); n < 15 || n > 35 {
 			t.Errorf("%d dials in a minute", n)
 		}
 	})
@@ -404,8 +416,8 @@ func TestInstall(t *testing.T) {
 			t.Error("the stream goes on")
 		}
 		<-h.clients
-		if len(h.dials) != 2 || h.dials[1] != h.dials[0] || !slices.Equal(h.Tasks(), []string{put("host", 'a').Id}) {
-			t.Errorf("dials %v, tasks %v", h.dials, h.Tasks())
+		if dials := h.dialled(); len(dials) != 2 || dials[1] != dials[0] || !slices.Equal(h.Tasks(), []string{put("host", 'a').Id}) {
+			t.Errorf("dials %v, tasks %v", dials, h.Tasks())
 		}
 	})
 }
@@ -414,8 +426,8 @@ func TestInstall(t *testing.T) {
 func TestAdoptFails(t *testing.T) {
 	h := newHost(t)
 	h.exec.fail = warden.Errorf(warden.CodeCorrupt, "reading tasks", "no")
-	if err := h.Run(t.Context()); warden.CodeOf(err) != warden.CodeCorrupt || len(h.dials) != 0 {
-		t.Errorf("Run = %v after %d dials", err, len(h.dials))
+	if err := h.Run(t.Context()); warden.CodeOf(err) != warden.CodeCorrupt || len(h.dialled()) != 0 {
+		t.Errorf("Run = %v after %d dials", err, len(h.dialled()))
 	}
 }
 
