@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
+	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -86,6 +87,7 @@ func TestCSRAttacks(t *testing.T) {
 		{"P-224", request(t, p224, plain), warden.CodeInvalid},
 		{"P-521", request(t, p521, plain), warden.CodeInvalid},
 		{"SHA-1 signature", withSHA1(t, good), warden.CodeInvalid},
+		{"key with something behind it", withLongKey(t, p256), warden.CodeInvalid},
 		{"bad signature", badSignature, warden.CodeUnauthentic},
 		{"another's key", swappedKey, warden.CodeUnauthentic},
 		{"point off the curve", offCurve, warden.CodeInvalid},
@@ -122,4 +124,39 @@ func withSHA1(t *testing.T, der []byte) []byte {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// withLongKey makes a CSR whose signature holds and whose SubjectPublicKeyInfo has an element too many, which encoding/asn1
+// skips: a second spelling of the same key, with another hash.
+func withLongKey(t *testing.T, key crypto.Signer) []byte {
+	t.Helper()
+	marshal := func(v any) []byte {
+		der, err := asn1.Marshal(v)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return der
+	}
+	spki, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var sequence asn1.RawValue
+	if _, err := asn1.Unmarshal(spki, &sequence); err != nil {
+		t.Fatal(err)
+	}
+	long := marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: append(sequence.Bytes, 5, 0)})
+	body := append([]byte{2, 1, 0, 0x30, 0}, long...) // version 0, empty subject
+	body = append(body, 0xa0, 0)                      // no attributes
+	tbs := marshal(asn1.RawValue{Tag: asn1.TagSequence, IsCompound: true, Bytes: body})
+	digest := sha256.Sum256(tbs)
+	signature, err := key.Sign(rand.Reader, digest[:], crypto.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return marshal(struct {
+		TBS       asn1.RawValue
+		Algorithm pkix.AlgorithmIdentifier
+		Signature asn1.BitString
+	}{asn1.RawValue{FullBytes: tbs}, pkix.AlgorithmIdentifier{Algorithm: asn1.ObjectIdentifier{1, 2, 840, 10045, 4, 3, 2}}, asn1.BitString{Bytes: signature, BitLength: 8 * len(signature)}})
 }

@@ -189,6 +189,12 @@ func TestVerifyWantsTheProfile(t *testing.T) {
 		}
 		_, err = ca.Verify([]*x509.Certificate{leaf, c.intermediates[0]}, c.root, ca.VerifyOptions{Now: now})
 		wantCode(t, tt.name, err, tt.want)
+		want := warden.CodeInvalid
+		if tt.want != warden.CodeUnauthentic {
+			want = "" // the shape is right
+		}
+		_, err = ca.Read(leaf)
+		wantCode(t, "Read: "+tt.name, err, want)
 	}
 }
 

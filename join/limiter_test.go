@@ -1,7 +1,9 @@
 package join_test
 
 import (
+	"crypto/tls"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"testing"
@@ -102,27 +104,74 @@ func TestServeCountsAttempts(t *testing.T) {
 			readReply(t, r)
 			wantCode(t, "granted", <-done, "")
 		}
-		var open []net.Conn
-		results := make(chan error, 129)
-		for range 129 {
-			joiner, manager := pipe(t, c)
-			open = append(open, joiner.NetConn())
-			go func() { results <- c.server.Serve(t.Context(), manager) }()
-		}
+		results := c.idle(t, "", 129)
 		synctest.Wait()
-		wantCode(t, "with 128 under way", c.server.Limiter.Allow(none, time.Now()), warden.CodeLimited)
-		for _, conn := range open {
-			conn.Close()
+		for n := range 4096 { // so many addresses that an idle one would be forgotten
+			c.server.Limiter.Failed(netip.MustParseAddr(fmt.Sprintf("10.0.%d.%d", n/256, n%256)), time.Now())
 		}
-		count := map[warden.Code]int{}
-		for range 129 {
-			count[warden.CodeOf(<-results)]++
-		}
-		if count[warden.CodeLimited] != 1 {
-			t.Errorf("codes %v, want one limited", count)
+		time.Sleep(warden.HandshakeTimeout - time.Second) // the total recovers
+		err := c.server.Limiter.Allow(none, time.Now())
+		wantCode(t, "with 128 under way", err, warden.CodeLimited)
+		wantCode(t, "another address", c.server.Limiter.Allow(netip.MustParseAddr("192.0.2.1"), time.Now()), "")
+		time.Sleep(time.Second)
+		if count := counted(results, 129); count[warden.CodeLimited] != 1 || count[warden.CodeTimeout] != 128 {
+			t.Errorf("codes %v, want one limited, the rest timed out", count)
 		}
 		wantCode(t, "after 128 failed", c.server.Limiter.Allow(none, time.Now()), warden.CodeLimited)
 		time.Sleep(time.Second)
 		wantCode(t, "a second later", c.server.Limiter.Allow(none, time.Now()), "")
 	})
+}
+
+// TestUnfinishedInTotal: many addresses together cannot hold more than 1024 attempts open.
+func TestUnfinishedInTotal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.server.Limiter = join.NewLimiter()
+		var all []chan error
+		for n := range 8 {
+			results := c.idle(t, fmt.Sprintf("192.0.2.%d:1", n), 128)
+			all = append(all, results)
+		}
+		synctest.Wait()
+		wantCode(t, "with 1024 under way", c.server.Limiter.Allow(netip.MustParseAddr("198.51.100.1"), time.Now()), warden.CodeLimited)
+		for _, results := range all {
+			if count := counted(results, 128); count[warden.CodeTimeout] != 128 {
+				t.Errorf("codes %v, want all timed out", count)
+			}
+		}
+	})
+}
+
+// from is a connection that comes from addr.
+type from struct {
+	net.Conn
+	addr string
+}
+
+func (f from) RemoteAddr() net.Addr {
+	if f.addr == "" {
+		return f.Conn.RemoteAddr()
+	}
+	return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(f.addr))
+}
+
+// idle serves n connections from addr whose other ends say nothing, not even a hello.
+func (c *cluster) idle(t *testing.T, addr string, n int) (results chan error) {
+	cfg := serverConfig(c.manager(t))
+	results = make(chan error, n)
+	for range n {
+		a, b := net.Pipe()
+		go io.Copy(io.Discard, a)
+		go func() { results <- c.server.Serve(t.Context(), tls.Server(from{b, addr}, cfg)) }()
+	}
+	return results
+}
+
+func counted(results chan error, n int) map[warden.Code]int {
+	count := map[warden.Code]int{}
+	for range n {
+		count[warden.CodeOf(<-results)]++
+	}
+	return count
 }

@@ -60,6 +60,7 @@ func (s *Server) Serve(ctx context.Context, conn *tls.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, warden.JoinTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { conn.NetConn().Close() })()
+	conn.SetReadDeadline(time.Now().Add(warden.HandshakeTimeout))
 	t := &attempt{conn: conn, a: Admission{IP: remoteIP(conn)}}
 	if s.Limiter == nil {
 		return s.answer(ctx, t)
@@ -154,7 +155,6 @@ func (s *Server) judge(ctx context.Context, t *attempt) (*api.JoinGrant, error) 
 
 // receive checks the connection, takes its exporter, and reads the request.
 func (s *Server) receive(ctx context.Context, t *attempt) (*api.JoinRequest, error) {
-	t.conn.SetReadDeadline(time.Now().Add(warden.HandshakeTimeout))
 	if err := t.conn.HandshakeContext(ctx); err != nil {
 		return nil, network("shaking hands", err)
 	}
