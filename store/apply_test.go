@@ -16,9 +16,16 @@ import (
 	"warden/store/storetest"
 )
 
+// tb is what tests and rapid's checks have in common.
+type tb interface {
+	Helper()
+	Fatal(...any)
+	Fatalf(string, ...any)
+}
+
 // world is a state with something of everything in it, and a clock of its own.
 type world struct {
-	t     testing.TB
+	t     tb
 	s     *store.State
 	index uint64
 	now   int64
@@ -34,7 +41,7 @@ type world struct {
 	openV, cardV, second *api.SecretVersion
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t tb) *world {
 	w := &world{t: t, s: store.NewState(), now: time.Now().UnixNano(), cluster: warden.NewID(), manager: warden.NewID()}
 	w.ok(storetest.Genesis(w.cluster, w.manager)...)
 	w.ok(store.Put(storetest.Zone("pci"), 0))

@@ -46,7 +46,7 @@ func TestLaws(t *testing.T) {
 	})
 }
 
-func snapshotOf(t interface{ Fatal(...any) }, s *store.State) []byte {
+func snapshotOf(t tb, s *store.State) []byte {
 	var b bytes.Buffer
 	if err := s.View().Write(&b); err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func snapshotOf(t interface{ Fatal(...any) }, s *store.State) []byte {
 	return b.Bytes()
 }
 
-func restored(t interface{ Fatal(...any) }, s *store.State) *store.State {
+func restored(t tb, s *store.State) *store.State {
 	r, err := store.ReadState(bytes.NewReader(snapshotOf(t, s)))
 	if err != nil {
 		t.Fatal(err)
