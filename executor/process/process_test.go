@@ -215,6 +215,70 @@ func TestI7DaemonKilled(t *testing.T) {
 	}
 }
 
+// TestDaemonKilledInStart: wherever the daemon is killed, its task either runs on or leaves nothing.
+func TestDaemonKilledInStart(t *testing.T) {
+	for _, stage := range []string{"*", "*/lock", "*/supervisor", "*/task.json", "*/log", "*/exit.json"} {
+		dir := filepath.Join(t.TempDir(), "tasks")
+		e := open(t, dir)
+		cmd := exec.Command(self, daemonVerb, dir, "sleep 60")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); ; {
+			if found, _ := filepath.Glob(filepath.Join(dir, stage)); len(found) > 0 || time.Now().After(deadline) {
+				break
+			}
+			if tasks, _ := filepath.Glob(filepath.Join(dir, "*/task.json")); stage == "*/exit.json" && len(tasks) > 0 {
+				break // its moment was missed
+			}
+		}
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+		tasks, err := e.Adopt(t.Context())
+		if err != nil || len(tasks) > 1 {
+			t.Errorf("%s: Adopt() = %d tasks, %v", stage, len(tasks), err)
+		}
+		for _, task := range tasks {
+			if err := task.Remove(t.Context()); err != nil {
+				t.Errorf("%s: Remove() = %v", stage, err)
+			}
+			if left := residue(t, e, task.ID()); len(left) > 0 {
+				t.Errorf("%s: Remove() left %q", stage, left)
+			}
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+			t.Errorf("%s: left %v, %v", stage, left, err)
+		}
+	}
+}
+
+// TestCPULimit: the quota is in force while the task runs.
+func TestCPULimit(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "tasks")
+	e := open(t, dir)
+	task, err := e.Start(t.Context(), executor.Spec{TaskID: warden.NewID(), Image: process.Image, Command: []string{"/bin/sleep", "60"}, LimitNanoCPUs: 250_000_000})
+	if warden.CodeOf(err) == warden.CodeUnsupported {
+		t.Skip("no writable cpu cgroup on this machine")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer task.Remove(context.Background())
+	var got []string
+	for _, name := range []string{"cpu.cfs_quota_us", "cpu.max"} {
+		for _, depth := range []string{"*/", "*/*/", "*/*/*/"} {
+			found, _ := filepath.Glob("/sys/fs/cgroup/" + depth + task.ID() + "/" + name)
+			for _, path := range found {
+				b, _ := os.ReadFile(path)
+				got = append(got, strings.TrimSpace(string(b)))
+			}
+		}
+	}
+	if len(got) != 1 || got[0] != "25000" && got[0] != "25000 100000" {
+		t.Errorf("quota = %q, want 25000 of 100000 microseconds", got)
+	}
+}
+
 // TestEndedUnderNoDaemon: a task that ends while there is no daemon is found with its exit and its log.
 func TestEndedUnderNoDaemon(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tasks")
