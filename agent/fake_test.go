@@ -18,6 +18,7 @@ type fakeExecutor struct {
 	tasks   map[string]*fakeTask
 	started []string                     // IDs, in order
 	secrets map[string]map[string]string // by task ID: values by target
+	files   []executor.SecretFile        // of all starts
 	hold    chan struct{}                // Start of image "slow" waits for it
 	fail    error                        // what Adopt gives
 }
@@ -59,6 +60,7 @@ func (e *fakeExecutor) Start(ctx context.Context, s executor.Spec) (executor.Tas
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.tasks[t.id], e.secrets[t.id] = t, values
+	e.files = append(e.files, s.Secrets...)
 	switch s.Image {
 	case "exit0":
 		t.end(executor.Exit{})

@@ -213,6 +213,9 @@ func TestSession(t *testing.T) {
 	if got := c.exec.secrets[web.Id]["s0"]; got != "hunter2-canary" {
 		t.Errorf("the task's secret is %q", got)
 	}
+	if f := c.exec.files[0]; f.Mode != 0o400 || f.Data.Use(func([]byte) error { return nil }) == nil {
+		t.Errorf("the secret has mode %o, or was not wiped after the start", f.Mode)
+	}
 	c.await("ended tasks to go from the node", func() bool { return slices.Equal(c.agent.Tasks(), []string{web.Id}) })
 	if claims := c.dispatcher.Claims(); len(claims) != 1 || claims[0].NodeId != c.node.Id || claims[0].Ip != "192.0.2.7" || claims[0].Description.GetHostname() != "n1" || claims[0].SeenNs == 0 {
 		t.Errorf("Claims() = %v", claims)

@@ -95,36 +95,39 @@ func (a *Agent) begin(ctx context.Context, t *task) {
 	}
 	defer func() { <-a.starts }()
 	a.set(t, api.TaskState_TASK_PREPARING, "preparing", "")
-	a.mu.Lock()
-	record := t.record
-	a.mu.Unlock()
-	spec, err := a.spec(record)
-	defer wipe(spec)
-	if err != nil {
-		a.set(t, api.TaskState_TASK_REJECTED, "rejected", err.Error())
-		return
-	}
-	a.set(t, api.TaskState_TASK_STARTING, "starting", "")
-	startCtx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	detach := onClose(startCtx, t.stop, cancel)
-	started, err := a.cfg.Executor.Start(startCtx, spec)
-	cancel()
-	detach()
+	started, err := a.start(ctx, t)
 	switch {
 	case err == nil:
 		a.mu.Lock()
 		t.exec = started
 		a.mu.Unlock()
 		a.set(t, api.TaskState_TASK_RUNNING, "running", "")
-	case ctx.Err() != nil: // nothing is left of it; the next daemon starts it anew
+	case ctx.Err() != nil: // nothing is left of it; the next daemon starts it, or says that it is lost where "starting" was reported
 	case t.told():
 		a.set(t, api.TaskState_TASK_SHUTDOWN, "stopped while it was started", "")
-	case warden.CodeOf(err) == warden.CodeInvalid:
+	case warden.CodeOf(err) == warden.CodeInvalid, warden.CodeOf(err) == warden.CodeTooLarge:
 		a.set(t, api.TaskState_TASK_REJECTED, "rejected", err.Error())
 	default:
 		a.set(t, api.TaskState_TASK_FAILED, "could not be started", err.Error())
 	}
+}
+
+// start has the executor start the task, unless it is told to stop meanwhile. No copy of a secret is left when it returns.
+func (a *Agent) start(ctx context.Context, t *task) (executor.Task, error) {
+	a.mu.Lock()
+	record := t.record
+	a.mu.Unlock()
+	spec, err := a.spec(record)
+	defer wipe(spec)
+	if err != nil {
+		return nil, err
+	}
+	a.set(t, api.TaskState_TASK_STARTING, "starting", "")
+	ctx, cancel := context.WithCancel(ctx)
+	settled := onClose(ctx, t.stop, cancel)
+	defer settled()
+	defer cancel()
+	return a.cfg.Executor.Start(ctx, spec)
 }
 
 // onClose calls f when c is closed, unless ctx ends first; the function it returns waits for that to be settled.
@@ -207,7 +210,7 @@ func (a *Agent) insist(ctx context.Context, what string, t *task, f func() error
 }
 
 // spec returns what the executor needs, with copies of the secrets that are the caller's to wipe. Errors: CodeInvalid where
-// the task needs a secret that this node was not given.
+// the task needs a secret that this node was not given; CodeTooLarge.
 func (a *Agent) spec(record *api.Task) (executor.Spec, error) {
 	s := record.GetSpec()
 	spec := executor.Spec{TaskID: record.GetId(), ServiceName: record.GetServiceName(), Image: s.GetImage(), Command: s.GetCommand(),

@@ -315,5 +315,46 @@ func TestI6NothingUnneeded(t *testing.T) {
 		if m.log.count("canary") != 0 {
 			t.Error("a value was logged")
 		}
+		if len(m.opened) != 1 || m.opened[0].Use(func([]byte) error { return nil }) == nil {
+			t.Errorf("%d values were opened, want one, wiped", len(m.opened))
+		}
+	})
+}
+
+// TestLease: without it neither sets nor renewals are sent, the heartbeat goes on; with it they follow.
+func TestLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t, store.Wrap(task('a', strings.Repeat("n", warden.IDLength))))
+		m.held = true
+		m.peer.NotAfter = time.Now().Add(5 * time.Second)
+		var set, renewed time.Duration
+		start := time.Now()
+		n := &node{
+			assign: func(s grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error {
+				got, err := s.Recv()
+				if err != nil {
+					return err
+				}
+				set = time.Since(start)
+				s.Send(&api.AssignmentAck{Sequence: got.Sequence})
+				<-s.Context().Done()
+				return nil
+			},
+			renew: func(*api.RenewRequest) ([]byte, error) {
+				renewed = time.Since(start)
+				return []byte("csr"), nil
+			},
+		}
+		time.AfterFunc(time.Minute, func() {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			m.held = false
+		})
+		m.serve(t.Context(), n)
+		for _, got := range []time.Duration{set, renewed} {
+			if got < time.Minute || got > time.Minute+time.Second {
+				t.Errorf("set after %v, renewal after %v, want both when the lease came after a minute", set, renewed)
+			}
+		}
 	})
 }

@@ -92,7 +92,9 @@ type manager struct {
 
 	mu      sync.Mutex // guards the fields below
 	reports []*api.NodeTaskReport
-	refuse  int // reports to refuse
+	refuse  int  // reports to refuse
+	held    bool // without the lease
+	opened  []sensitive.Bytes
 	issued  []time.Time
 }
 
@@ -131,7 +133,13 @@ func newManager(t *testing.T, objects ...*api.Object) *manager {
 		store.Wrap(&api.Zone{Id: warden.NewID(), Name: "default"}))...)
 	m.Dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: warden.NewID(), Store: m.store, Logger: slog.New(slog.NewTextHandler(&m.log, nil)),
-		Open: func(string, uint64) (sensitive.Bytes, error) { return sensitive.New([]byte("canary-value")), nil },
+		Open: func(string, uint64) (sensitive.Bytes, error) {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			b := sensitive.New([]byte("canary-value"))
+			m.opened = append(m.opened, b)
+			return b, nil
+		},
 		Issue: func(context.Context, string, [32]byte, []byte, string) (*api.InstallRequest, error) {
 			m.mu.Lock()
 			defer m.mu.Unlock()
@@ -148,7 +156,7 @@ func newManager(t *testing.T, objects ...*api.Object) *manager {
 			m.reports = append(m.reports, r...)
 			return nil
 		},
-		MayPush:  func() bool { return true },
+		MayPush:  func() bool { m.mu.Lock(); defer m.mu.Unlock(); return !m.held },
 		Managers: func() *api.ManagerList { return &api.ManagerList{} },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
