@@ -241,7 +241,7 @@ func (d *Daemon) startAgent() {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := a.Run(ctx); err != nil && ctx.Err() == nil {
+		if err := a.Run(ctx); err != nil && ctx.Err() == nil && warden.CodeOf(err) != warden.CodeEvicted {
 			d.fail(warden.Wrap("running the agent", err))
 		}
 	}()

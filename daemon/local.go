@@ -430,7 +430,7 @@ func (d *Daemon) info() *api.InfoReply {
 	switch {
 	case d.locked != nil:
 		r.ClusterId, r.NodeId, r.UnlockKeyId, r.Role = d.locked.ClusterID, d.locked.NodeID, d.locked.KeyID, api.Role_ROLE_MANAGER
-		r.Message = "locked: everything of this manager is sealed until `wardenctl swarm unlock` gets unlock key " + d.locked.KeyID
+		r.Message = "everything it holds is sealed until `wardenctl swarm unlock` gets unlock key " + d.locked.KeyID
 	case d.identity != nil:
 		id, leaf := d.identity.now()
 		r.ClusterId, r.NodeId, r.Zone, r.Role = id.ClusterID, id.NodeID, leaf.Zone, api.Role_ROLE_WORKER

@@ -135,7 +135,7 @@ func (m *Manager) run(ctx context.Context, listener net.Listener) {
 	peerListener := door.NewListener()
 	peerServer := grpc.NewServer(grpc.Creds(door.Credentials()), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax))
 	api.RegisterPeerServer(peerServer, &peerService{m: m})
-	joins := &join.Server{Admit: m.admit, Token: m.token, Logger: m.logger.With("part", "join")}
+	joins := &join.Server{Admit: m.admit, Token: m.token, Limiter: m.limiter, Logger: m.logger.With("part", "join")}
 	m.doors = door.New(door.Config{
 		Certificate: m.cfg.Certificate,
 		Root:        func() *x509.Certificate { return m.cfg.Root },
@@ -388,9 +388,7 @@ func (m *Manager) dialRaft(ctx context.Context, id string) (net.Conn, error) {
 }
 
 func (m *Manager) serveJoin(ctx context.Context, s *join.Server, c *door.Conn) {
-	if err := s.Serve(ctx, c.Conn); err != nil {
-		m.limiter.Failed(c.Remote, time.Now())
-	}
+	_ = s.Serve(ctx, c.Conn) // logs and counts what fails by itself
 }
 
 // admitAddress runs before anything else of a connection.
@@ -417,8 +415,8 @@ func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err er
 	}
 	m.logger.Log(context.Background(), level, "refused a connection", "door", name, "node_id", id.NodeID, "role", id.Role,
 		"remote", remote.String(), "code", string(code), "reason", err)
-	if name == warden.DoorJoin {
-		m.limiter.Failed(remote, time.Now())
+	if name == warden.DoorJoin && code != warden.CodeLimited && code != warden.CodeUnavailable {
+		m.limiter.Failed(remote, time.Now()) // a handshake that broke; what a limit or this manager refused is nobody's failure
 	}
 }
 
