@@ -29,8 +29,8 @@ func (glass) Open(sealed, aad []byte) ([]byte, error) {
 	return nil, errors.New("it belongs elsewhere")
 }
 
-// FuzzSnapshot: a snapshot of any bytes opens with the right length or is refused with a code that says so.
-func FuzzSnapshot(f *testing.F) {
+// FuzzSealedSnapshot: a snapshot of any bytes opens with the right length or is refused with a code that says so.
+func FuzzSealedSnapshot(f *testing.F) {
 	const cluster, node, term, index = "cluster000000000000000000", "node000000000000000000000", 3, 9
 	open := func(dir string) (*sealedlog.Snapshots, error) {
 		return sealedlog.OpenSnapshots(dir, cluster, node, glass{}, 2, slog.New(slog.DiscardHandler))

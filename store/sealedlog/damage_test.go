@@ -124,12 +124,12 @@ func TestPowerLossGivesTheOldStateOrTheNew(t *testing.T) {
 func damaged(t testing.TB, s sealedlog.Sealer) (db []byte, now, old string) {
 	dir := t.TempDir()
 	l := openLog(t, dir, s)
-	store(t, l, 1, 300)
+	store(t, l, 1, 90)
 	if err := errors.Join(l.Set([]byte("vote"), []byte("a")), l.DeleteRange(1, 20)); err != nil {
 		t.Fatal(err)
 	}
 	old = state(t, l)
-	store(t, l, 301, 310)
+	store(t, l, 91, 99)
 	now = state(t, l)
 	l.Close()
 	return readFile(t, filepath.Join(dir, "log.db")), now, old

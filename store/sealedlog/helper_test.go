@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -171,7 +172,7 @@ func snapshot(t testing.TB, sn *sealedlog.Snapshots, index uint64, body []byte) 
 	if err != nil {
 		t.Fatal(err)
 	}
-	for chunk := range bytes.SplitAfterSeq(body, []byte("\n")) {
+	for chunk := range slices.Chunk(body, 100_000) {
 		if _, err := sink.Write(chunk); err != nil {
 			t.Fatal(err)
 		}

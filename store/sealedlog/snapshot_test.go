@@ -14,8 +14,8 @@ import (
 	"warden/store/sealedlog"
 )
 
-// bodyOf is a body of several segments.
-func bodyOf(seed string) []byte { return bytes.Repeat([]byte("canary "+seed+"\n"), 200_000) }
+// bodyOf is a body of more than one segment of 1 MiB.
+func bodyOf(seed string) []byte { return bytes.Repeat([]byte("canary "+seed+"\n"), 130_000) }
 
 func TestASnapshotComesBackAfterReopening(t *testing.T) {
 	dir, s := filepath.Join(t.TempDir(), "raft"), newSealer(t)
