@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 
 	"warden"
@@ -48,33 +49,61 @@ func readLimited(op string, r io.Reader, limit int) ([]byte, error) {
 	return data, nil
 }
 
-// prompt asks on a terminal without echo. Interrupted, it gives the terminal its echo back; the reading goroutine then ends with
-// the process.
+// prompt asks on a terminal without echo, and gives the echo back before it returns. Interrupted, its reading goroutine ends with
+// the process or when the file is closed.
 func (c *cli) prompt(ctx context.Context, what string, file *os.File, limit int) ([]byte, error) {
-	fd := int(file.Fd())
-	before, err := term.GetState(fd)
+	op := "reading the " + what
+	before, err := unix.IoctlGetTermios(int(file.Fd()), unix.TCGETS)
 	if err != nil {
-		return nil, warden.Errorf(warden.CodeInternal, "preparing the terminal", "%w", err)
+		return nil, warden.Errorf(warden.CodeInternal, op, "preparing the terminal: %w", err)
 	}
+	quiet := *before
+	quiet.Lflag &^= unix.ECHO
+	quiet.Lflag |= unix.ICANON | unix.ISIG
+	quiet.Iflag |= unix.ICRNL
+	if err := unix.IoctlSetTermios(int(file.Fd()), unix.TCSETS, &quiet); err != nil {
+		return nil, warden.Errorf(warden.CodeInternal, op, "preparing the terminal: %w", err)
+	}
+	defer func() {
+		unix.IoctlSetTermios(int(file.Fd()), unix.TCSETS, before)
+		fmt.Fprintln(c.stderr)
+	}()
 	fmt.Fprintf(c.stderr, "%s: ", title(what))
 	type answer struct {
-		text []byte
+		line []byte
 		err  error
 	}
 	answers := make(chan answer, 1)
 	go func() {
-		text, err := term.ReadPassword(fd)
-		answers <- answer{text, err}
+		line, err := readLine(file, limit)
+		answers <- answer{line, err}
 	}()
-	defer fmt.Fprintln(c.stderr)
 	select {
 	case <-ctx.Done():
-		term.Restore(fd, before)
-		return nil, warden.Errorf(warden.CodeUnavailable, "reading the "+what, "interrupted")
+		return nil, warden.Errorf(warden.CodeUnavailable, op, "interrupted")
 	case a := <-answers:
 		if a.err != nil {
-			return nil, warden.Errorf(warden.CodeInvalid, "reading the "+what, "%w", a.err)
+			return nil, warden.Errorf(warden.CodeInvalid, op, "%w", a.err)
 		}
-		return readLimited("reading the "+what, bytes.NewReader(a.text), limit)
+		return readLimited(op, bytes.NewReader(a.line), limit)
 	}
+}
+
+// readLine returns one line without its end; of one that is longer than limit only the first limit+1 bytes.
+func readLine(r io.Reader, limit int) ([]byte, error) {
+	var line []byte
+	for b := make([]byte, 1); len(line) <= limit; {
+		n, err := r.Read(b)
+		if n == 1 && b[0] != '\n' {
+			line = append(line, b[0])
+			continue
+		}
+		if n == 1 || errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	return line, nil
 }
