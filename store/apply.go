@@ -15,13 +15,52 @@ type tx struct {
 	cmd      *api.Command
 	versions []uint64
 	changed  map[Key]struct{}
-	after    []func() error // checks of the whole, run once all operations are done
-	uses     map[string]int // uses of tokens that the command takes and no new node has claimed yet
-	genesis  bool           // no cluster existed before this command
+	after    []func() error   // checks of the whole, run once all operations are done
+	uses     map[string]int   // uses of tokens that the command takes and no new node has claimed yet
+	loads    map[string]*load // of the nodes that the command places tasks on
+	genesis  bool             // no cluster existed before this command
+}
+
+// load is what the tasks that a node holds add up to.
+type load struct {
+	tasks                 int
+	nanoCPUs, memoryBytes int64
+}
+
+// add counts the task in, or out with sign -1.
+func (l *load) add(t *api.Task, sign int) {
+	l.tasks += sign
+	l.nanoCPUs += int64(sign) * t.GetSpec().GetResources().GetReserveNanoCpus()
+	l.memoryBytes += int64(sign) * t.GetSpec().GetResources().GetReserveMemoryBytes()
+}
+
+// load returns what the node holds now, which costs a pass over its tasks once per command.
+func (x *tx) load(nodeID string) *load {
+	l := x.loads[nodeID]
+	if l == nil {
+		l = &load{}
+		x.loads[nodeID] = l
+		for _, t := range list[*api.Task](x.txn, api.Kind_KIND_TASK, byNode, nodeID) {
+			if t.Holds() {
+				l.add(t, 1)
+			}
+		}
+	}
+	return l
+}
+
+// shift keeps loads right when a task changes from old to next; either may be nil.
+func (x *tx) shift(old, next *api.Task) {
+	if l := x.loads[old.GetNodeId()]; l != nil && old.Holds() {
+		l.add(old, -1)
+	}
+	if l := x.loads[next.GetNodeId()]; l != nil && next.Holds() {
+		l.add(next, 1)
+	}
 }
 
 func newTx(txn *memdb.Txn, index uint64, now int64, cmd *api.Command) *tx {
-	x := &tx{txn: txn, index: index, now: now, cmd: cmd, changed: map[Key]struct{}{}, uses: map[string]int{}}
+	x := &tx{txn: txn, index: index, now: now, cmd: cmd, changed: map[Key]struct{}{}, uses: map[string]int{}, loads: map[string]*load{}}
 	x.genesis = x.cluster() == nil
 	for _, o := range cmd.GetOperations() {
 		if u := o.GetUseToken(); u != nil {
@@ -121,12 +160,18 @@ func (x *tx) store(kind api.Kind, old, next Record) uint64 {
 	}
 	setMeta(next, m)
 	must(x.txn.Insert(table(kind), next))
+	if kind == api.Kind_KIND_TASK {
+		x.shift(as[*api.Task](old), as[*api.Task](next))
+	}
 	x.changed[Key{kind, next.GetId()}] = struct{}{}
 	return m.Version
 }
 
 func (x *tx) remove(kind api.Kind, old Record) {
 	must(x.txn.Delete(table(kind), old))
+	if kind == api.Kind_KIND_TASK {
+		x.shift(as[*api.Task](old), nil)
+	}
 	x.changed[Key{kind, old.GetId()}] = struct{}{}
 }
 

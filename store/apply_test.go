@@ -683,6 +683,17 @@ func TestPlacementCountsReservations(t *testing.T) {
 	w.ok(storetest.Report(one, api.TaskState_TASK_COMPLETE))
 	w.ok(store.Put(storetest.Placed(two, w.worker.Id), 1))
 
+	// Within one command, too: what ends makes room, what is placed takes it.
+	four, five := storetest.Task(s, 4), storetest.Task(s, 5)
+	w.ok(store.Put(four, 0), store.Put(five, 0))
+	two = storetest.Placed(two, w.worker.Id)
+	end := storetest.Report(two, api.TaskState_TASK_COMPLETE)
+	if r := w.apply(store.Put(storetest.Placed(four, w.worker.Id), 1), end); r.Code != string(warden.CodeNoFit) {
+		t.Fatalf("before the end: [%s]", r.Code)
+	}
+	ended := storetest.Report(storetest.Placed(four, w.worker.Id), api.TaskState_TASK_FAILED)
+	w.ok(end, store.Put(storetest.Placed(four, w.worker.Id), 1), ended, store.Put(storetest.Placed(five, w.worker.Id), 1))
+
 	unknown := storetest.Node("w2", w.workers)
 	unknown.Description = nil
 	w.ok(storetest.Join(unknown)...)

@@ -111,7 +111,7 @@ func TestMutatedCommands(t *testing.T) {
 			{store.Delete(v.Task(w.webTask.Id)), store.Delete(v.Service(w.vault.Id)), store.Delete(v.SecretVersion(w.open.Id, 2))},
 			{{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{NodeId: w.worker.Id, Description: node.Description, Ip: "10.0.0.1"}}}},
 		}
-		for range 8 {
+		for range 4 {
 			cmd := storetest.Command(candidates[rapid.IntRange(0, len(candidates)-1).Draw(t, "command")]...)
 			cmd = api.Clone(cmd)
 			cmd.TimeNs = w.now + 1

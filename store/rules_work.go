@@ -148,24 +148,16 @@ func (x *tx) place(old, next *api.Task) error {
 
 // fits refuses a task beyond what the node has. A node that has not said what it has takes no reservations.
 func (x *tx) fits(node *api.Node, t *api.Task) error {
-	var cpus, memory int64
-	held := 0
-	for _, other := range list[*api.Task](x.txn, api.Kind_KIND_TASK, byNode, node.GetId()) {
-		if other.Holds() {
-			held++
-			cpus += other.GetSpec().GetResources().GetReserveNanoCpus()
-			memory += other.GetSpec().GetResources().GetReserveMemoryBytes()
-		}
-	}
-	if held >= warden.AssignTasksMax {
-		return warden.Errorf(warden.CodeNoFit, "", "node %s holds %d tasks, which is the most", node.GetHostname(), held)
+	held := x.load(node.GetId())
+	if held.tasks >= warden.AssignTasksMax {
+		return warden.Errorf(warden.CodeNoFit, "", "node %s holds %d tasks, which is the most", node.GetHostname(), held.tasks)
 	}
 	for _, r := range []struct {
 		what               string
 		wanted, used, have int64
 	}{
-		{"nano CPUs", t.GetSpec().GetResources().GetReserveNanoCpus(), cpus, node.GetDescription().GetNanoCpus()},
-		{"bytes of memory", t.GetSpec().GetResources().GetReserveMemoryBytes(), memory, node.GetDescription().GetMemoryBytes()},
+		{"nano CPUs", t.GetSpec().GetResources().GetReserveNanoCpus(), held.nanoCPUs, node.GetDescription().GetNanoCpus()},
+		{"bytes of memory", t.GetSpec().GetResources().GetReserveMemoryBytes(), held.memoryBytes, node.GetDescription().GetMemoryBytes()},
 	} {
 		if r.wanted > 0 && r.wanted > r.have-r.used {
 			return warden.Errorf(warden.CodeNoFit, "", "node %s has %d of %d %s free, the task reserves %d",
