@@ -29,14 +29,14 @@ func TestTokensRefused(t *testing.T) {
 	m.Ctl("swarm", "init")
 	other.Ctl("swarm", "init")
 
+	rotatedAway := m.Token("worker")
+	good := m.Token("--rotate", "worker")
 	used := m.Token("--uses", "1", "worker")
 	once := c.Host("once")
 	once.Join(used, m)
 	revoked := m.Token("worker")
 	id := strings.Split(revoked, "-")[3]
 	m.Ctl("swarm", "token", "revoke", id)
-	rotatedAway := m.Token("worker")
-	good := m.Token("--rotate", "worker")
 	expired := m.Token("--ttl", "1s", "worker")
 	testcluster.Await(t, 5*time.Second, func() error {
 		out := m.Ctl("swarm", "token", "ls")

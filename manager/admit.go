@@ -3,9 +3,11 @@ package manager
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"warden"
@@ -64,6 +66,12 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		return m.grant(n)
 	}
 	v := m.store.View()
+	for _, dead := range v.Tombstones() {
+		if slices.ContainsFunc(dead.KeyHashes, func(h []byte) bool { return bytes.Equal(h, a.KeyHash[:]) }) {
+			return nil, warden.Hint(warden.Errorf(warden.CodeEvicted, op, "the key is that of node %s, which was removed", dead.Id),
+				"a removed node stays out; its host may join as a new node, with a new key")
+		}
+	}
 	t := v.Token(a.TokenID)
 	if t == nil {
 		return nil, warden.Errorf(warden.CodeUnknownToken, op, "the token is gone")
@@ -101,10 +109,11 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		return nil, warden.Wrap(op, err)
 	}
 	n.LeafNotBeforeNs, n.LeafNotAfterNs = validity(n.Leaf)
+	// The request is the join itself: a repeat that reaches another manager at the same time is the same command.
+	request := sha256.Sum256(append([]byte(a.TokenID), a.KeyHash[:]...))
 	res, err := m.propose(ctx, &api.Command{
-		Actor: &api.Actor{Kind: "node", Name: n.Id, Via: m.cfg.NodeID},
-		// The request is the join itself: a repeat that reaches another manager at the same time is the same command.
-		RequestId: "join-" + warden.Base36(a.KeyHash[:], 50),
+		Actor:     &api.Actor{Kind: "node", Name: n.Id, Via: m.cfg.NodeID},
+		RequestId: "join-" + warden.Base36(request[:], 50),
 		Operations: []*api.Operation{
 			{Of: &api.Operation_UseToken{UseToken: &api.UseToken{TokenId: t.Id}}},
 			{Of: &api.Operation_Put{Put: &api.Put{Object: &api.Object{Of: &api.Object_Node{Node: n}}}}},

@@ -62,6 +62,7 @@ func (m *Manager) follow(ctx context.Context) error {
 		member, is := in[n.Id]
 		switch {
 		case n.EffectiveRole() == api.Role_ROLE_MANAGER && !is:
+			m.live.forget(n.Id) // a report from an earlier time as a manager proves nothing
 			if err := m.store.AddNonvoter(ctx, n.Id); err != nil {
 				return warden.Wrap("adding "+n.Id+" to raft", err)
 			}

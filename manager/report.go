@@ -286,6 +286,13 @@ func (l *liveness) claim(nodeID string) (claim, bool) {
 	return c, ok
 }
 
+// forget drops what a manager reported before: what it says from here on is proof that it runs now.
+func (l *liveness) forget(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.managers, id)
+}
+
 // reported returns the last report of a manager, and a channel that is closed by the next one.
 func (l *liveness) reported(id string) (managerReport, bool) {
 	l.mu.Lock()

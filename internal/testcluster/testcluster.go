@@ -109,7 +109,7 @@ func (c *Cluster) Host(name string, args ...string) *Host {
 		c.t.Fatal(err)
 	}
 	h := &Host{
-		c: c, Name: name, Address: fmt.Sprintf("127.%d.%d.%d:2377", 20+os.Getpid()%200, 1+n/200, 1+n%200),
+		c: c, Name: name, Address: fmt.Sprintf("127.%d.%d.%d:2377", 1+os.Getpid()/250%250, 1+os.Getpid()%250, 1+n%250),
 		State: filepath.Join(base, "state"), Sock: filepath.Join(base, "sock"), LogPath: filepath.Join(base, "log"), Args: args,
 	}
 	c.mu.Lock()
