@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"google.golang.org/protobuf/reflect/protoreflect"
+
 	"warden"
 	"warden/api"
 	"warden/store"
@@ -248,7 +250,7 @@ func (r *reconciler) end(t *api.Task, why string) *api.Operation {
 	if t.GetNodeId() == "" {
 		return store.Delete(t)
 	}
-	t = api.Clone(t)
+	t = edit(t)
 	t.DesiredState = api.TaskState_TASK_SHUTDOWN
 	if t.GetStatus().GetState().Ended() {
 		return put(t)
@@ -301,6 +303,18 @@ func backOff(base time.Duration, row uint32) time.Duration {
 		base *= 2
 	}
 	return min(base, warden.RestartDelayMax)
+}
+
+// edit returns a copy of t with a status of its own; the specification is shared.
+func edit(t *api.Task) *api.Task {
+	next := new(api.Task)
+	m := next.ProtoReflect()
+	t.ProtoReflect().Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		m.Set(f, v)
+		return true
+	})
+	next.Status = api.Clone(t.GetStatus())
+	return next
 }
 
 func put(t *api.Task) *api.Operation { return store.Put(t, t.GetMeta().GetVersion()) }

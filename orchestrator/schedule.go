@@ -51,7 +51,7 @@ func Schedule(in Input, failures map[string]map[string]int) (steps []Step, next 
 	}
 	placed, unplaced := scheduler.Place(c.list(failures), flat(groups))
 	for _, p := range placed {
-		t := api.Clone(byID[p.TaskID])
+		t := edit(byID[p.TaskID])
 		t.NodeId = p.NodeID
 		t.Status = &api.TaskStatus{State: api.TaskState_TASK_ASSIGNED, TimeNs: in.Now}
 		steps = append(steps, Step{put(t)})
@@ -67,7 +67,7 @@ func appendWaits(steps []Step, t *api.Task, reason string) []Step {
 	if t.GetStatus().GetMessage() == reason {
 		return steps
 	}
-	t = api.Clone(t)
+	t = edit(t)
 	t.Status.State, t.Status.Message = api.TaskState_TASK_PENDING, reason
 	return append(steps, Step{put(t)})
 }
