@@ -154,12 +154,12 @@ func unreachable(socket string, err error) error {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return warden.Hint(warden.Errorf(warden.CodeUnavailable, op, "there is no such socket"),
-			`start a daemon with "warden run", or name the socket of a running one with --host unix:///path`)
+			"start a daemon with `warden run`, or name the socket of a running one with --host unix:///path")
 	case errors.Is(err, fs.ErrPermission):
 		return warden.Hint(warden.Errorf(warden.CodeDenied, op, "permission denied"), "run as root or as a member of the group warden")
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return warden.Hint(warden.Errorf(warden.CodeUnavailable, op, "nothing answers there"),
-			`the daemon has ended: start it with "warden run" and read its log`)
+			"the daemon has ended: start it with `warden run` and read its log")
 	}
 	return warden.Hint(warden.Errorf(warden.CodeUnavailable, op, "%w", err), "check the path given with --host or WARDEN_HOST")
 }
@@ -169,17 +169,17 @@ func notServing(info *api.InfoReply) error {
 	switch info.GetState() {
 	case "uninitialized":
 		return warden.Hint(warden.Errorf(warden.CodeUninitialized, "", "this daemon belongs to no cluster"),
-			`start a cluster with "wardenctl swarm init" or enter one with "wardenctl swarm join"`)
+			"start a cluster with `wardenctl swarm init` or enter one with `wardenctl swarm join`")
 	case "locked":
 		return warden.Hint(warden.Errorf(warden.CodeLocked, "", "this manager is locked"), unlockHint(info))
 	case "running":
 		return warden.Hint(warden.Errorf(warden.CodeNotManager, "", "this node is no manager"), "ask a manager")
 	}
-	return warden.Hint(warden.Errorf(warden.CodeUnavailable, "", "the daemon is %s", info.GetState()), `see "wardenctl status"`)
+	return warden.Hint(warden.Errorf(warden.CodeUnavailable, "", "the daemon is %s", info.GetState()), "see `wardenctl status`")
 }
 
 func unlockHint(info *api.InfoReply) string {
-	hint := `unlock it with "wardenctl swarm unlock"`
+	hint := "unlock it with `wardenctl swarm unlock`"
 	if id := info.GetUnlockKeyId(); id != "" {
 		hint += " and the key " + id
 	}

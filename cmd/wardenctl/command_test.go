@@ -76,7 +76,7 @@ func TestReport(t *testing.T) {
 		{"nothing", nil, exitDone, ""},
 		{"code and hint", warden.Hint(warden.Errorf(warden.CodeDenied, "asking", "no"), "ask root"), exitRefused, "wardenctl: error: asking: no [denied]\nwardenctl: hint: ask root\n"},
 		{"failed", warden.Errorf(warden.CodeNotFound, "", "no x"), exitFailed, "wardenctl: error: no x [not-found]\n"},
-		{"parser", errors.New("unknown flag: --x"), exitUsage, "wardenctl: error: unknown flag: --x [usage]\nwardenctl: hint: see \"wardenctl --help\"\n"},
+		{"parser", errors.New("unknown flag: --x"), exitUsage, "wardenctl: error: unknown flag: --x [usage]\nwardenctl: hint: see `wardenctl --help`\n"},
 		{"forced", exitError{warden.Errorf(warden.CodeLocked, "", "locked"), exitFailed}, exitFailed, "wardenctl: error: locked [locked]\n"},
 		{"several", several{warden.Errorf(warden.CodeNotFound, "", "a"), warden.Errorf(warden.CodeInUse, "", "b")}, exitRefused,
 			"wardenctl: error: a [not-found]\nwardenctl: error: b [in-use]\n"},

@@ -215,8 +215,11 @@ type member struct {
 // object is what inspect prints of a record. Only what is named in a view is in it.
 type object []member
 
-// MarshalJSON keeps the order of the members.
+// MarshalJSON keeps the order of the members. An object that is absent is null.
 func (o object) MarshalJSON() ([]byte, error) {
+	if o == nil {
+		return []byte("null"), nil
+	}
 	var b bytes.Buffer
 	b.WriteByte('{')
 	for i, m := range o {

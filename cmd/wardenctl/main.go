@@ -163,7 +163,7 @@ func takes(least, most int) cobra.PositionalArgs {
 
 // usage returns a CodeUsage error that points to the command's help.
 func usage(cmd *cobra.Command, format string, args ...any) error {
-	return warden.Hint(warden.Errorf(warden.CodeUsage, "", format, args...), fmt.Sprintf("see \"%s --help\"", cmd.CommandPath()))
+	return warden.Hint(warden.Errorf(warden.CodeUsage, "", format, args...), fmt.Sprintf("see `%s --help`", cmd.CommandPath()))
 }
 
 // several is what commands with many targets return: one error for each that failed.

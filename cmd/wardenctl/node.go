@@ -144,7 +144,7 @@ func (d *daemon) node(ctx context.Context, ref string, local bool) (*api.Node, *
 }
 
 func noObject(kind, ref string) error {
-	return warden.Hint(warden.Errorf(warden.CodeNotFound, "", "there is no %s %q", kind, ref), fmt.Sprintf(`see "wardenctl %s ls"`, kind))
+	return warden.Hint(warden.Errorf(warden.CodeNotFound, "", "there is no %s %q", kind, ref), fmt.Sprintf("see `wardenctl %s ls`", kind))
 }
 
 func (c *cli) nodeTasksCommand() *cobra.Command {

@@ -148,7 +148,7 @@ func (c *cli) awaitTasks(ctx context.Context, d *daemon, id, name string, replic
 			}
 			reasons := strings.Join(waiting, "; ")
 			return warden.Hint(warden.Errorf(warden.CodeTimeout, "waiting for service "+name, "%d of %d tasks run: %s", running, replicas, cmp.Or(reasons, "no task was made yet")),
-				fmt.Sprintf(`the service was created and goes on trying: see "wardenctl service ps %s"`, name))
+				fmt.Sprintf("the service was created and goes on trying: see `wardenctl service ps %s`", name))
 		}
 	}
 }

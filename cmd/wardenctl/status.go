@@ -115,7 +115,7 @@ func (h *health) verdict(now time.Time) error {
 	case "locked":
 		code, hint = warden.CodeLocked, unlockHint(h.info)
 	case "uninitialized":
-		code, hint = warden.CodeUninitialized, `start a cluster with "wardenctl swarm init" or enter one with "wardenctl swarm join"`
+		code, hint = warden.CodeUninitialized, "start a cluster with `wardenctl swarm init` or enter one with `wardenctl swarm join`"
 	case "evicted":
 		code, hint = warden.CodeEvicted, "to use this host again, let it join as a new node"
 	}
@@ -172,7 +172,7 @@ func (h *health) write(w io.Writer, now time.Time) error {
 		line("Tasks here", "%d", len(info.GetTasks()))
 	}
 	if info.GetState() == "locked" {
-		line("Lock", "locked, needs the unlock key %s: %s", info.GetUnlockKeyId(), `run "wardenctl swarm unlock"`)
+		line("Lock", "locked, needs the unlock key %s: run `wardenctl swarm unlock`", info.GetUnlockKeyId())
 	}
 	if st := h.cluster; st != nil {
 		h.writeCounts(line, st)

@@ -31,7 +31,7 @@ func (c *cli) taskInspectCommand() *cobra.Command {
 				return nil, err
 			}
 			if len(tasks) != 1 {
-				return nil, warden.Hint(warden.Errorf(warden.CodeNotFound, "", "there is no task %q", ref), `see "wardenctl service ps SERVICE"`)
+				return nil, warden.Hint(warden.Errorf(warden.CodeNotFound, "", "there is no task %q", ref), "see `wardenctl service ps SERVICE`")
 			}
 			return taskView(tasks[0]), nil
 		})),

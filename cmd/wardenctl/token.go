@@ -77,7 +77,7 @@ func writeToken(w io.Writer, request *api.CreateTokenRequest, reply *api.CreateT
 	fmt.Fprintf(w, "To add a %s to this swarm, run the following command:\n\n    wardenctl swarm join --token %s %s\n\n", role, reply.GetToken(), clean(addresses))
 	limits := "The token " + shortID(reply.GetId())
 	if ns := reply.GetExpiresNs(); ns != 0 {
-		limits += fmt.Sprintf(" expires at %s (in %s)", moment(ns), span(max(0, time.Unix(0, ns).Sub(now))))
+		limits += fmt.Sprintf(" expires at %s (in %s)", moment(ns), span(max(0, time.Unix(0, ns).Sub(now).Round(time.Second))))
 	} else {
 		limits += " does not expire"
 	}
