@@ -378,6 +378,49 @@ func TestRunSaysThatPlacementsAreRefused(t *testing.T) {
 		r.store.hook(nil)
 		time.Sleep(10 * time.Second)
 		r.want(web, "assigned@a:1")
+		calm := r.store.proposals() // the next trouble is tried again as fast as the first
+		var tries int
+		r.store.hook(func(cmd *api.Command) {
+			if x := cmd.Operations[0].GetPut().GetObject().GetTask(); x.GetNodeId() != "" && tries < 3 {
+				tries++
+				x.NodeId = strings.Repeat("z", warden.IDLength)
+			}
+		})
+		r.scale(web, 2)
+		r.want(web, "assigned@a:2")
+		if got := r.store.proposals() - calm; tries != 3 || got < 4 {
+			t.Errorf("%d tries, %d proposals", tries, got)
+		}
+	})
+}
+
+// Steps that reports have overtaken while an earlier command was in flight are left out of the next, and decided again.
+func TestRunLeavesOutOvertakenSteps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		a := r.node("a")
+		web := r.service("web", 600)
+		r.want(web, "assigned@a:600")
+		var once sync.Once
+		r.store.hook(func(cmd *api.Command) {
+			once.Do(func() {
+				in, reports := map[string]bool{}, []*api.Operation(nil)
+				for _, op := range cmd.Operations {
+					in[op.GetPut().GetObject().GetTask().GetId()] = true
+				}
+				for _, x := range r.store.View().TasksByService(web) {
+					if !in[x.Id] {
+						reports = append(reports, storetest.Report(x, running))
+					}
+				}
+				r.propose(reports...)
+			})
+		})
+		r.alive(a, api.Liveness_LIVENESS_DOWN)
+		r.want(web, "orphaned@a:600 pending:600")
+		if len(r.store.refused) != 0 {
+			t.Errorf("refused: %v", r.store.refused)
+		}
 	})
 }
 
@@ -390,10 +433,10 @@ func TestRunSplitsLargeChanges(t *testing.T) {
 		}
 		most := 0
 		r.store.hook(func(cmd *api.Command) { most = max(most, len(cmd.Operations)) })
-		web := r.service("web", 1500, func(s *api.Service) { s.Spec.Task.Env = []string{"A=" + strings.Repeat("x", 500)} })
+		web := r.service("web", 1500, func(s *api.Service) { s.Spec.Task.Env = []string{"A=" + strings.Repeat("x", 2000)} })
 		r.want(web, "assigned@n0:750 assigned@n1:750")
-		if most > warden.CommandOpsMax/2 || most < 500 {
-			t.Errorf("commands of up to %d operations", most)
+		if most > warden.CommandOpsMax/2 || most < 400 || len(r.store.refused) != 0 {
+			t.Errorf("commands of up to %d operations, refused: %v", most, r.store.refused)
 		}
 	})
 }

@@ -291,6 +291,14 @@ func TestTasksLeaveNodes(t *testing.T) {
 			b.changeNode(n.Id, func(n *api.Node) { n.Labels = map[string]string{"disk": "slow"} })
 		},
 			"1:assigned@b 1:running!@a", "its node is without node.labels.disk!=slow"},
+		{"secret shut out", func(b *bed, n *api.Node) {
+			s := api.Clone(b.s.View().Secret(secret.Id))
+			s.Zones = []string{"pci"}
+			b.apply(store.Put(s, s.Meta.Version))
+		}, "1:pending 1:running!@a", `its node is in zone "default", which a secret of the service may not enter`},
+		{"tombstone first", func(b *bed, n *api.Node) { // an eviction in two commands
+			b.apply(store.Put(&api.Tombstone{Id: n.Id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone, KeyHashes: [][]byte{n.KeyHash}, RemovedNs: b.now.UnixNano()}, 0))
+		}, "1:assigned@b 1:orphaned@a", "its node was removed"},
 		{"other label", func(b *bed, n *api.Node) {
 			b.changeNode(n.Id, func(n *api.Node) { n.Labels = map[string]string{"disk": "fast"} })
 		},
@@ -423,10 +431,10 @@ func TestRestartAttempts(t *testing.T) {
 	b := newBed(t)
 	b.node("a", b.token)
 	web := b.service("web", 1, func(s *api.Service) {
-		s.Spec.Task.RestartAttemptsMax, s.Spec.Task.RestartDelayNs = 2, int64(5*time.Second)
+		s.Spec.Task.RestartAttemptsMax, s.Spec.Task.RestartDelayNs = 3, int64(5*time.Second)
 	})
 	b.settle()
-	for i := range 2 {
+	for i := range 3 {
 		b.report(b.wanted(web)[0], api.TaskState_TASK_FAILED)
 		b.reconcile()
 		if x := b.wanted(web)[0]; x.Restarts != uint32(i+1) || x.StartAfterNs != b.now.Add(5*time.Second<<i).UnixNano() {
@@ -437,7 +445,39 @@ func TestRestartAttempts(t *testing.T) {
 	}
 	b.report(b.wanted(web)[0], api.TaskState_TASK_FAILED)
 	b.settle()
-	b.want(web, "1:failed@a 1:failed@a 1:failed@a")
+	b.want(web, "1:failed@a 1:failed@a 1:failed@a") // the last of them counts for the history
+}
+
+// A move neither waits nor forgets how often the slot's tasks ended.
+func TestMoveKeepsTheRow(t *testing.T) {
+	b := newBed(t)
+	b.node("a", b.token)
+	web := b.service("web", 1)
+	b.settle()
+	b.report(b.wanted(web)[0], api.TaskState_TASK_FAILED)
+	b.reconcile()
+	b.now = b.now.Add(time.Minute)
+	b.schedule()
+	x := b.wanted(web)[0]
+	b.live[x.NodeId] = api.Liveness_LIVENESS_DOWN
+	b.settle()
+	if w := b.wanted(web); len(w) != 1 || w[0].Id == x.Id || w[0].Restarts != 1 || w[0].StartAfterNs != 0 {
+		t.Fatalf("%v", w)
+	}
+}
+
+// No command lets such a task in; if one is there, it stops (I11).
+func TestUnreadableConstraintFitsNowhere(t *testing.T) {
+	b := newBed(t)
+	b.node("a", b.token)
+	web := b.service("web", 1)
+	b.settle()
+	in := b.input()
+	in.Tasks[0].Spec.Constraints = []string{"node.labels.a=b"}
+	steps := orchestrator.Reconcile(in)
+	if len(steps) != 1 || len(steps[0]) != 2 || steps[0][0].GetPut().GetObject().GetTask().GetDesiredState() != api.TaskState_TASK_SHUTDOWN {
+		t.Fatalf("%s: %v", b.picture(web), steps)
+	}
 }
 
 // A task that waits takes a new specification at once; one that runs keeps its own.
