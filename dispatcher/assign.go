@@ -54,8 +54,9 @@ func newAssignment(zone string) assignment {
 type refusal struct{ taskID, reason string }
 
 // wanted returns what the node should have by this view, and the tasks that it should not although they name it (I6).
-// A task counts until its observed state is ended; a secret version only while such a task with desired state running refers
-// to it. broken are versions that could not be opened. Pure.
+// A secret version counts only while a task that has not ended, with desired state running, refers to it. An ended task stays
+// until its record goes, so that its logs can be read; an orphaned one was given up, and is wiped. broken are versions that
+// could not be opened. Pure.
 func wanted(v view, nodeID string, broken map[version]string) (assignment, []refusal) {
 	node := v.Node(nodeID)
 	want := newAssignment(node.GetZone())
@@ -65,10 +66,18 @@ func wanted(v view, nodeID string, broken map[version]string) (assignment, []ref
 	known := func(zone string) bool { return v.Zone(zone) != nil }
 	var refused []refusal
 	for _, task := range v.TasksByNode(nodeID) {
-		if task.GetNodeId() != nodeID || task.GetStatus().GetState().Ended() {
+		state := task.GetStatus().GetState()
+		if task.GetNodeId() != nodeID || state == api.TaskState_TASK_ORPHANED {
 			continue
 		}
+		if state.Ended() && task.GetDesiredState() == api.TaskState_TASK_RUNNING {
+			task = api.Clone(task)
+			task.DesiredState = api.TaskState_TASK_SHUTDOWN // whatever became of it on the node: it is not started again
+		}
 		needs, reason := admit(v, node, task, known, broken)
+		if reason != "" && state.Ended() {
+			continue
+		}
 		if reason != "" {
 			refused = append(refused, refusal{task.GetId(), reason})
 			continue

@@ -121,7 +121,7 @@ func TestDiff(t *testing.T) {
 	})
 }
 
-// TestI6Wanted: whatever the state says, a node should have only its own unended tasks of its own, declared zone, and only the
+// TestI6Wanted: whatever the state says, a node should have only its own tasks of its own, declared zone, ended ones as ones to stop, and only the
 // secrets that those of them that are to run refer to and that may enter that zone.
 func TestI6Wanted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -131,10 +131,13 @@ func TestI6Wanted(t *testing.T) {
 		node := v.nodes["n"]
 		needed := map[version]bool{}
 		for _, task := range want.tasks {
-			if node == nil || task.GetNodeId() != "n" || task.GetStatus().GetState().Ended() || task.GetSpec().GetZone() != node.GetZone() || !v.zones[node.GetZone()] {
+			if node == nil || task.GetNodeId() != "n" || task.GetStatus().GetState() == api.TaskState_TASK_ORPHANED || task.GetSpec().GetZone() != node.GetZone() || !v.zones[node.GetZone()] {
 				t.Fatalf("sends task %v to node %v", task, node)
 			}
 			if task.GetDesiredState() == api.TaskState_TASK_RUNNING {
+				if task.GetStatus().GetState().Ended() {
+					t.Fatalf("orders the ended task %v to run", task)
+				}
 				for _, ref := range task.GetSpec().GetSecrets() {
 					needed[version{ref.GetSecretId(), ref.GetVersion()}] = true
 				}
@@ -155,8 +158,14 @@ func TestI6Wanted(t *testing.T) {
 				live++
 			}
 		}
-		if live != len(want.tasks)+len(refused) {
-			t.Fatalf("%d tasks are neither sent nor refused with a reason", live-len(want.tasks)-len(refused))
+		sent := 0
+		for _, task := range want.tasks {
+			if !task.GetStatus().GetState().Ended() {
+				sent++
+			}
+		}
+		if live != sent+len(refused) {
+			t.Fatalf("%d tasks are neither sent nor refused with a reason", live-sent-len(refused))
 		}
 		for _, r := range refused {
 			if r.reason == "" {

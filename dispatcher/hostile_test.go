@@ -157,7 +157,10 @@ func TestFlood(t *testing.T) {
 		mine := task('a', strings.Repeat("n", warden.IDLength))
 		m := newManager(t, store.Wrap(mine))
 		n := &node{watch: func(s grpc.ServerStreamingServer[api.TaskReport]) error {
-			for s.Send(&api.TaskReport{TaskId: mine.Id, Status: &api.TaskStatus{State: api.TaskState_TASK_RUNNING}}) == nil {
+			for range 100_000 {
+				if err := s.Send(&api.TaskReport{TaskId: mine.Id, Status: &api.TaskStatus{State: api.TaskState_TASK_RUNNING}}); err != nil {
+					return err
+				}
 			}
 			return nil
 		}}
@@ -308,7 +311,7 @@ func TestI6NothingUnneeded(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		m.serve(ctx, n)
-		if len(sets) != 1 || !sets[0].Complete || len(sets[0].PutTasks) != 2 || len(sets[0].PutSecrets) != 1 || sets[0].PutSecrets[0].SecretId != id("1") ||
+		if len(sets) != 1 || !sets[0].Complete || len(sets[0].PutTasks) != 3 || len(sets[0].PutSecrets) != 1 || sets[0].PutSecrets[0].SecretId != id("1") ||
 			string(sets[0].PutSecrets[0].Data) != "canary-value" {
 			t.Errorf("sets = %v", sets)
 		}
