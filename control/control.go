@@ -3,16 +3,22 @@
 //
 // Changes and reads run on the leader. Another manager forwards the call there for the caller that it authenticated; List
 // with local, Status, Logs and Events answer from the replica that was asked. Nothing secret leaves: keys, token secrets and
-// secret values are cut out of every record before it goes. The package holds no state of its own but a log; quorum,
-// liveness and keys are asked of Config.Cluster. What it checks here for a good message, the apply checks again.
+// secret values are cut out of every record before it goes. The package holds no state of its own; quorum and liveness are
+// asked of Config.Cluster. What it checks here for a good message, the apply checks again.
+//
+// A call that is made again with the same request ID, after a lost reply or a change of leader, has its effect once: the
+// results of commands are kept by request ID in the replicated state, and the ID of what a call creates follows from its
+// request ID (change.go). It trusts whoever sets the actor (WithActor) and the managers that forward.
 package control
 
 import (
 	"context"
 	"log/slog"
-	"strconv"
+	"regexp"
+	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -24,7 +30,6 @@ import (
 	"warden"
 	"warden/api"
 	"warden/policy"
-	"warden/secrets"
 	"warden/store"
 )
 
@@ -33,10 +38,8 @@ type Cluster interface {
 	NodeStates(ids []string) []*api.NodeState
 	AwaitManagers(ctx context.Context, index uint64) (silent []string)
 	CanRemoveManager(id string) error
-	Reachable(id string) bool
 	StepDown(ctx context.Context) error
 	RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error)
-	Keyset() (*secrets.Keyset, error)
 	Managers() *api.ManagerList
 	RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error
 }
@@ -54,18 +57,16 @@ type Config struct {
 // Server implements api.ControlServer. Safe for concurrent use.
 type Server struct {
 	api.UnimplementedControlServer
-	cfg    Config
-	verify verifier
+	cfg      Config
+	term     atomic.Uint64 // in which this manager, leading, has applied all that was committed before
+	managers sync.Mutex    // held from the check that a manager can go to the commit: two checks at once would both pass
 }
 
 // New returns a Server.
-func New(cfg Config) *Server { return &Server{cfg: cfg, verify: verifier{store: cfg.Store}} }
+func New(cfg Config) *Server { return &Server{cfg: cfg} }
 
 // forwardFor is how long a call waits for a leader.
 const forwardFor = 10 * time.Second
-
-// attemptsMax is how often a change is tried again on fresh state after a conflict.
-const attemptsMax = 20
 
 type actorKey struct{}
 type requestKey struct{}
@@ -82,17 +83,29 @@ func actorOf(ctx context.Context) (*api.Actor, error) {
 	return nil, warden.Errorf(warden.CodeDenied, "authenticating caller", "nobody says who calls")
 }
 
+// requestIDMax leaves room for the number of an attempt.
+const requestIDMax = warden.RequestIDMax - 4
+
+var requestIDPattern = regexp.MustCompile(`^[A-Za-z0-9._:-]+$`)
+
+func checkRequestID(id string) error {
+	if len(id) > requestIDMax || !requestIDPattern.MatchString(id) {
+		return warden.Errorf(warden.CodeInvalid, "reading the request ID", "want 1 to %d characters of A-Z, a-z, 0-9, '.', '_', ':', '-'", requestIDMax)
+	}
+	return nil
+}
+
 // requestID is the caller's own, where it sent one, so that a call that is made again has its effect once.
-func requestID(ctx context.Context) string {
-	if id, ok := ctx.Value(requestKey{}).(string); ok && id != "" {
-		return id
+func requestID(ctx context.Context) (string, error) {
+	if id, ok := ctx.Value(requestKey{}).(string); ok {
+		return id, nil
 	}
 	if md, ok := metadata.FromIncomingContext(ctx); ok {
-		if v := md.Get("warden-request-id"); len(v) == 1 && v[0] != "" && len(v[0]) <= warden.RequestIDMax-4 {
-			return v[0]
+		if v := md.Get("warden-request-id"); len(v) > 0 {
+			return v[0], checkRequestID(v[0])
 		}
 	}
-	return warden.NewID()
+	return warden.NewID(), nil
 }
 
 // decide authorises one call. The action is the method; denied calls are logged with the reason.
@@ -101,16 +114,26 @@ func (s *Server) decide(ctx context.Context, method string, req any) error {
 	if err != nil {
 		return err
 	}
-	resource := ""
-	if r, ok := req.(interface{ GetReference() string }); ok {
-		resource = r.GetReference()
-	}
+	resource := resourceOf(req)
 	d := policy.Decide(policy.Subject{Kind: a.Kind, Name: a.Name}, method, resource)
 	if !d.Allow {
 		s.cfg.Logger.Warn("denied a call", "subject", a.Kind+":"+a.Name, "via", a.Via, "action", method, "resource", resource, "reason", d.Reason)
 		return warden.Errorf(warden.CodeDenied, "calling "+method, "%s", d.Reason)
 	}
 	return nil
+}
+
+// resourceOf names what a request is about, for the decision and the log.
+func resourceOf(req any) string {
+	switch r := req.(type) {
+	case interface{ GetReference() string }:
+		return r.GetReference()
+	case interface{ GetName() string }:
+		return r.GetName()
+	case *api.CreateServiceRequest:
+		return r.GetSpec().GetName()
+	}
+	return ""
 }
 
 // here reports whether a call is answered by the manager that was asked, whoever leads.
@@ -122,15 +145,22 @@ func here(method string, req any) bool {
 }
 
 // Intercept is a grpc.UnaryServerInterceptor for calls from the local socket: it decides, and runs the call on the leader.
-// While there is no leader it tries again for up to forwardFor.
+// While there is no leader, or one goes away over the call, it tries again for up to forwardFor: the request ID makes that
+// safe. It wipes a secret's value in req.
 func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if r, ok := req.(*api.CreateSecretRequest); ok {
+		defer func() { clear(r.Data) }()
+	}
 	if err := s.decide(ctx, info.FullMethod, req); err != nil {
 		return nil, api.Error(err)
 	}
 	if here(info.FullMethod, req) {
 		return handler(ctx, req)
 	}
-	id := requestID(ctx)
+	id, err := requestID(ctx)
+	if err != nil {
+		return nil, api.Error(err)
+	}
 	ctx = context.WithValue(ctx, requestKey{}, id)
 	stop := time.Now().Add(forwardFor)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
@@ -138,7 +168,7 @@ func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		switch warden.CodeOf(err) {
 		case "":
 			return reply, nil
-		case warden.CodeNoLeader, warden.CodeNotLeader, warden.CodeUnavailable:
+		case warden.CodeNoLeader, warden.CodeNotLeader, warden.CodeUnavailable, warden.CodeTimeout:
 		default:
 			return nil, api.Error(err)
 		}
@@ -165,9 +195,10 @@ func (s *Server) onLeader(ctx context.Context, id string, req any, info *grpc.Un
 	if err != nil {
 		return nil, warden.Recode(warden.CodeInternal, "forwarding", err)
 	}
+	defer clear(raw) // it may hold a secret's value
 	f, err := s.cfg.Forward(ctx, &api.ForwardRequest{Method: info.FullMethod, Request: raw, Caller: actor, RequestId: id})
 	if err != nil {
-		return nil, err
+		return nil, api.FromError(err)
 	}
 	reply, err := newReply(info.FullMethod)
 	if err != nil {
@@ -192,116 +223,39 @@ func newReply(fullMethod string) (proto.Message, error) {
 }
 
 // Run is the leader's side of Forward: it decides again, by the caller that the other manager vouches for, and runs the
-// call. Errors: CodeNotLeader where this manager does not lead, CodeUnsupported for a method that can't be forwarded.
+// call. It wipes request. Errors: CodeNotLeader where this manager does not lead, CodeDenied without a caller or by policy,
+// CodeUnsupported for what is no method or can't be forwarded: streams, and Status, which is each manager's own.
 func (s *Server) Run(ctx context.Context, method string, request []byte, caller *api.Actor, id string) ([]byte, error) {
 	const op = "running a forwarded call"
+	defer clear(request)
 	if !s.cfg.Store.IsLeader() {
 		return nil, warden.Errorf(warden.CodeNotLeader, op, "another manager leads")
 	}
-	if len(id) > warden.RequestIDMax-4 || id == "" {
-		return nil, warden.Errorf(warden.CodeInvalid, op, "the request ID has %d bytes", len(id))
+	if err := checkRequestID(id); err != nil {
+		return nil, warden.Wrap(op, err)
 	}
-	name, found := strings.CutPrefix(method, "/"+api.Control_ServiceDesc.ServiceName+"/")
-	if !found {
-		return nil, warden.Errorf(warden.CodeUnsupported, op, "no method %q", method)
+	name, _ := strings.CutPrefix(method, "/"+api.Control_ServiceDesc.ServiceName+"/")
+	k := slices.IndexFunc(api.Control_ServiceDesc.Methods, func(m grpc.MethodDesc) bool { return m.MethodName == name })
+	if k < 0 || name == method || method == api.Control_Status_FullMethodName {
+		return nil, warden.Errorf(warden.CodeUnsupported, op, "%q can't be forwarded", clip(method))
 	}
 	ctx = context.WithValue(WithActor(ctx, caller), requestKey{}, id)
-	for _, m := range api.Control_ServiceDesc.Methods {
-		if m.MethodName != name {
-			continue
+	reply, err := api.Control_ServiceDesc.Methods[k].Handler(s, ctx, func(into any) error {
+		if err := proto.Unmarshal(request, into.(proto.Message)); err != nil {
+			return warden.Errorf(warden.CodeInvalid, op, "the request does not parse")
 		}
-		reply, err := m.Handler(s, ctx, func(into any) error {
-			if err := proto.Unmarshal(request, into.(proto.Message)); err != nil {
-				return warden.Recode(warden.CodeInvalid, op, err)
-			}
-			return s.decide(ctx, method, into)
-		}, nil)
-		if err != nil {
-			return nil, api.FromError(err)
-		}
-		return proto.Marshal(reply.(proto.Message))
-	}
-	return nil, warden.Errorf(warden.CodeUnsupported, op, "no method %q", method)
-}
-
-// verifier lets one check of leadership serve every read that waits for one.
-type verifier struct {
-	store *store.Store
-	mu    sync.Mutex // guards next; not held across the check
-	next  *verification
-}
-
-type verification struct {
-	once sync.Once
-	err  error
-}
-
-// leader returns when this manager has proved, after the call began, that it still leads.
-func (v *verifier) leader(ctx context.Context) error {
-	v.mu.Lock()
-	if v.next == nil {
-		v.next = &verification{}
-	}
-	mine := v.next
-	v.mu.Unlock()
-	mine.once.Do(func() {
-		v.mu.Lock()
-		v.next = nil // who comes from here on waits for the next one
-		v.mu.Unlock()
-		mine.err = v.store.VerifyLeader(context.WithoutCancel(ctx))
-	})
-	return mine.err
-}
-
-// change is one attempt: operations made from a view, and the object that the reply names.
-type change struct {
-	ops    []*api.Operation
-	id     string
-	action string
-	name   string
-}
-
-// commit makes a change on the leader and tries again on fresh state where somebody else was faster.
-func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, error)) (*api.ChangeReply, error) {
-	actor, err := actorOf(ctx)
+		return s.decide(ctx, method, into)
+	}, nil)
 	if err != nil {
-		return nil, err
+		return nil, api.FromError(err)
 	}
-	id := requestID(ctx)
-	for attempt := range attemptsMax {
-		c, err := plan(s.cfg.Store.View())
-		if err != nil {
-			return nil, err
-		}
-		rid := id
-		if attempt > 0 {
-			rid = id + "#" + strconv.Itoa(attempt)
-		}
-		res, err := s.cfg.Store.Propose(ctx, &api.Command{Actor: actor, RequestId: rid, Operations: c.ops})
-		if warden.CodeOf(err) == warden.CodeConflict {
-			continue
-		}
-		s.cfg.Logger.Info("changed by request", "subject", actor.Kind+":"+actor.Name, "via", actor.Via, "action", c.action, "resource", c.id,
-			"name", c.name, "request_id", rid, "code", string(warden.CodeOf(err)))
-		if err != nil {
-			return nil, err
-		}
-		reply := &api.ChangeReply{Id: c.id, Index: res.Index}
-		for _, v := range res.Versions {
-			if v != 0 {
-				reply.Version = v
-				break
-			}
-		}
-		return reply, nil
-	}
-	return nil, warden.Hint(warden.Errorf(warden.CodeConflict, "changing the state", "others changed the same object %d times meanwhile", attemptsMax), "try again")
+	raw, err := proto.Marshal(reply.(proto.Message))
+	return raw, warden.Recode(warden.CodeInternal, op, err)
 }
 
-func put(o *api.Object, expect uint64) *api.Operation {
-	return &api.Operation{Of: &api.Operation_Put{Put: &api.Put{Object: o, Expect: expect}}}
-}
-
-func remove(kind api.Kind, id string, expect uint64) *api.Operation {
-	return &api.Operation{Of: &api.Operation_Delete{Delete: &api.Delete{Kind: kind, Id: id, Expect: expect}}}
+func clip(s string) string {
+	if len(s) > 80 {
+		return strings.ToValidUTF8(s[:80], "") + "…"
+	}
+	return s
 }

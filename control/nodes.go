@@ -1,10 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
@@ -15,31 +19,50 @@ import (
 func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateClusterRequest) (*api.ChangeReply, error) {
 	const op = "updating the cluster"
 	ttl := time.Duration(r.LeafTtlNs)
-	if ttl < warden.LeafTTLMin || ttl > warden.LeafTTLMax {
+	if ttl != 0 && (ttl < warden.LeafTTLMin || ttl > warden.LeafTTLMax) {
 		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeInvalid, op, "a life of %s for certificates is out of range", ttl),
 			fmt.Sprintf("give one from %s to %s", warden.LeafTTLMin, warden.LeafTTLMax)))
 	}
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
 		c := api.Clone(v.Cluster())
+		ch := change{kind: api.Kind_KIND_CLUSTER, id: c.Id, action: "update cluster"}
+		if ttl == 0 || c.LeafTtlNs == r.LeafTtlNs {
+			ch.made = c.Meta
+		}
 		c.LeafTtlNs = r.LeafTtlNs
-		return change{ops: []*api.Operation{put(store.Wrap(c), c.Meta.Version)}, id: c.Id, action: "update cluster"}, nil
+		ch.ops = []*api.Operation{store.Put(c, c.Meta.Version)}
+		return ch, nil
 	})
 	return reply, api.Error(err)
 }
 
 // CreateZone declares a zone.
 func (s *Server) CreateZone(ctx context.Context, r *api.CreateZoneRequest) (*api.ChangeReply, error) {
-	if err := warden.CheckName("zone", r.Name); err != nil {
-		return nil, api.Error(err)
-	}
-	z := &api.Zone{Id: warden.NewID(), Name: r.Name}
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
-		if len(v.Zones()) >= warden.ZonesMax {
-			return change{}, warden.Errorf(warden.CodeTooLarge, "creating zone "+r.Name, "a cluster has at most %d zones", warden.ZonesMax)
-		}
-		return change{ops: []*api.Operation{put(store.Wrap(z), 0)}, id: z.Id, action: "create zone", name: z.Name}, nil
-	})
+	reply, err := s.createZone(ctx, r)
 	return reply, api.Error(err)
+}
+
+func (s *Server) createZone(ctx context.Context, r *api.CreateZoneRequest) (*api.ChangeReply, error) {
+	if err := warden.CheckName("zone", r.Name); err != nil {
+		return nil, err
+	}
+	op := "creating zone " + r.Name
+	ctx, id, err := s.newID(ctx, api.Kind_KIND_ZONE)
+	if err != nil {
+		return nil, err
+	}
+	return s.commit(ctx, func(v *store.View) (change, error) {
+		c, err := create(v, op, r.Name, &api.Zone{Id: id, Name: r.Name})
+		switch {
+		case err != nil || c.made != nil:
+			return c, err
+		case v.Zone(r.Name) != nil:
+			return c, warden.Hint(warden.Errorf(warden.CodeExists, op, "there is a zone of this name"), "use it, or choose another name")
+		case len(v.Zones()) >= warden.ZonesMax:
+			return c, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d zones", warden.ZonesMax)
+		}
+		return c, nil
+	})
 }
 
 // RemoveZone removes a zone that nothing names any more.
@@ -48,60 +71,62 @@ func (s *Server) RemoveZone(ctx context.Context, r *api.ReferenceRequest) (*api.
 	return reply, api.Error(err)
 }
 
-// remove deletes the object that a reference means; the apply says whether something needs it.
-func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.ChangeReply, error) {
-	return s.commit(ctx, func(v *store.View) (change, error) {
-		id, err := v.Resolve(kind, ref)
-		if err != nil {
-			return change{}, err
-		}
-		_, record := store.Unwrap(v.Object(kind, id))
-		return change{ops: []*api.Operation{remove(kind, id, record.GetMeta().GetVersion())}, id: id, action: "remove " + store.Noun(kind), name: ref}, nil
-	})
+// UpdateNode changes availability, labels, zone or role. A change of role answers when every manager has acknowledged it, or
+// its lease is over; silent_managers names those. What the node has already is not an error, so that a call can be made again.
+func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateNodeRequest) (*api.ChangeReply, error) {
+	reply, err := s.updateNode(ctx, r)
+	return reply, api.Error(err)
 }
 
-// UpdateNode changes availability, labels, zone or role. A change of role answers when every manager has acknowledged it, or
-// its lease is over; silent_managers names those.
-func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateNodeRequest) (*api.ChangeReply, error) {
-	id, err := s.cfg.Store.View().Resolve(api.Kind_KIND_NODE, r.Reference)
-	if err != nil {
-		return nil, api.Error(err)
+func (s *Server) updateNode(ctx context.Context, r *api.UpdateNodeRequest) (*api.ChangeReply, error) {
+	op := "updating node " + r.Reference
+	if _, ok := api.Availability_name[int32(r.Availability)]; !ok {
+		return nil, warden.Errorf(warden.CodeInvalid, op, "unknown availability %d", r.Availability)
 	}
-	if r.Role == api.Role_ROLE_WORKER {
-		if err := s.beforeManagerGoes(ctx, id); err != nil {
-			return nil, api.Error(err)
-		}
+	if _, ok := api.Role_name[int32(r.Role)]; !ok {
+		return nil, warden.Errorf(warden.CodeInvalid, op, "unknown role %d", r.Role)
+	}
+	if r.Role != api.Role_ROLE_UNSPECIFIED {
+		s.managers.Lock()
+		defer s.managers.Unlock()
 	}
 	var warnings []string
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
-		now := v.Node(id)
-		if now == nil {
-			return change{}, warden.Errorf(warden.CodeNotFound, "updating node "+r.Reference, "it was removed meanwhile")
-		}
-		n := api.Clone(now)
 		warnings = nil
+		c := change{kind: api.Kind_KIND_NODE, action: "update node", name: r.Reference}
+		id, err := v.Resolve(api.Kind_KIND_NODE, r.Reference)
+		if err != nil {
+			return c, err
+		}
+		now := v.Node(id)
+		n := api.Clone(now)
+		c.id, c.name = id, n.Hostname
 		if r.Availability != api.Availability_AVAILABILITY_UNSPECIFIED {
 			n.Availability = r.Availability
 		}
-		if err := relabel(n, r); err != nil {
-			return change{}, err
+		if warnings, err = relabel(n, r); err != nil {
+			return c, err
 		}
 		if r.Zone != "" && r.Zone != n.Zone {
 			if v.Zone(r.Zone) == nil {
-				return change{}, noZone("moving node "+n.Id, r.Zone)
+				return c, noZone("moving node "+n.Id, r.Zone)
 			}
 			n.Zone = r.Zone
 			warnings = append(warnings, "its tasks of another zone move, and its certificate is renewed with the new zone")
 		}
-		w, err := s.rerole(v, n, r.Role)
+		w, err := s.rerole(ctx, v, n, r.Role)
 		if err != nil {
-			return change{}, err
+			return c, err
 		}
 		warnings = append(warnings, w...)
-		return change{ops: []*api.Operation{put(store.Wrap(n), now.Meta.Version)}, id: n.Id, action: "update node", name: n.Hostname}, nil
+		if proto.Equal(now, n) {
+			c.made = now.Meta
+		}
+		c.ops = []*api.Operation{store.Put(n, now.Meta.Version)}
+		return c, nil
 	})
 	if err != nil {
-		return nil, api.Error(err)
+		return nil, err
 	}
 	reply.Warnings = warnings
 	if r.Role != api.Role_ROLE_UNSPECIFIED {
@@ -110,21 +135,18 @@ func (s *Server) UpdateNode(ctx context.Context, r *api.UpdateNodeRequest) (*api
 	return reply, nil
 }
 
-func relabel(n *api.Node, r *api.UpdateNodeRequest) error {
-	op := "labelling node " + n.Id
-	labels := maps.Clone(n.Labels)
-	if labels == nil {
-		labels = map[string]string{}
-	}
+func relabel(n *api.Node, r *api.UpdateNodeRequest) (warnings []string, err error) {
 	for _, k := range r.LabelsRemove {
-		if _, ok := labels[k]; !ok {
-			return warden.Errorf(warden.CodeNotFound, op, "it has no label %q", k)
+		if _, ok := n.Labels[k]; !ok {
+			warnings = append(warnings, fmt.Sprintf("it has no label %q", clip(k)))
 		}
-		delete(labels, k)
+		delete(n.Labels, k)
 	}
-	maps.Copy(labels, r.LabelsAdd)
-	n.Labels = labels
-	return checkLabels(op, labels)
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	maps.Copy(n.Labels, r.LabelsAdd)
+	return warnings, checkLabels("labelling node "+n.Id, n.Labels)
 }
 
 func checkLabels(op string, labels map[string]string) error {
@@ -144,7 +166,7 @@ func noZone(op, name string) error {
 }
 
 // rerole sets the desired role. A promotion counts at once; a demotion does, too, and raft follows.
-func (s *Server) rerole(v *store.View, n *api.Node, role api.Role) (warnings []string, err error) {
+func (s *Server) rerole(ctx context.Context, v *store.View, n *api.Node, role api.Role) (warnings []string, err error) {
 	managers := 0
 	for _, o := range v.Nodes() {
 		if o.DesiredRole == api.Role_ROLE_MANAGER {
@@ -155,8 +177,11 @@ func (s *Server) rerole(v *store.View, n *api.Node, role api.Role) (warnings []s
 	case role == api.Role_ROLE_UNSPECIFIED:
 		return nil, nil
 	case role == n.DesiredRole:
-		return nil, warden.Errorf(warden.CodeInvalid, "changing the role of node "+n.Id, "it is a %s already", role.Word())
+		return []string{"it is a " + role.Word() + " already"}, nil
 	case role == api.Role_ROLE_WORKER:
+		if err := s.beforeManagerGoes(ctx, n.Id); err != nil {
+			return nil, err
+		}
 		n.DesiredRole, managers = role, managers-1
 	default:
 		op := "promoting node " + n.Id
@@ -167,7 +192,8 @@ func (s *Server) rerole(v *store.View, n *api.Node, role api.Role) (warnings []s
 			return nil, warden.Hint(warden.Errorf(warden.CodeConflict, op, "its demotion is still going on"), "try again in a few seconds")
 		}
 		if st := s.cfg.Cluster.NodeStates([]string{n.Id}); st[0].Liveness != api.Liveness_LIVENESS_READY {
-			return nil, warden.Hint(warden.Errorf(warden.CodeUnavailable, op, "the node is not ready"), "a manager that is not there counts against the quorum: bring it up first")
+			return nil, warden.Hint(warden.Errorf(warden.CodeNoQuorum, op, "the node is not ready, and as a manager it would count towards the majority all the same"),
+				"bring it up first: `wardenctl node ls`")
 		}
 		if n.Address, err = s.cfg.Address(n.GetDescription().GetAdvertise(), n.Ip); err != nil {
 			return nil, warden.Wrap(op, err)
@@ -196,79 +222,138 @@ func (s *Server) beforeManagerGoes(ctx context.Context, id string) error {
 }
 
 // RemoveNode evicts: tombstone and removal in one command, then the answer of every manager, then, for a manager, new keys.
+// Made again with the same request ID, it does again what comes after the command.
 func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveNodeRequest) (*api.RemoveNodeReply, error) {
 	reply, err := s.removeNode(ctx, r)
 	return reply, api.Error(err)
 }
 
 func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api.RemoveNodeReply, error) {
-	op := "removing node " + r.Reference
-	view := s.cfg.Store.View()
-	if t := view.Tombstone(r.Reference); t != nil {
-		return nil, warden.Errorf(warden.CodeNotFound, op, "it was removed at %s", time.Unix(0, t.RemovedNs).UTC().Format(time.RFC3339))
-	}
-	id, err := view.Resolve(api.Kind_KIND_NODE, r.Reference)
+	id, err := requestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	n := view.Node(id)
-	force := r.Force || r.Compromised
-	manager := n.Role == api.Role_ROLE_MANAGER || n.DesiredRole == api.Role_ROLE_MANAGER
-	if !force {
-		if manager {
-			return nil, warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is a manager"), "demote it first with `wardenctl node demote`, or evict it at once with --force")
-		}
-		if st := s.cfg.Cluster.NodeStates([]string{id}); st[0].Liveness != api.Liveness_LIVENESS_DOWN {
-			return nil, warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is not down"), "let it leave with `wardenctl swarm leave`, or evict it at once with --force")
-		}
+	ctx = context.WithValue(ctx, requestKey{}, id)
+	e, err := s.evict(ctx, r)
+	if warden.CodeOf(err) == warden.CodeNotFound {
+		e, err = s.evicted(ctx, r.Reference, err)
 	}
-	if manager {
-		if err := s.beforeManagerGoes(ctx, id); err != nil {
-			return nil, err
-		}
-	}
-	reply := &api.RemoveNodeReply{Id: id, Hostname: n.Hostname, Role: n.Role}
-	revoked := 0
-	done, err := s.commit(ctx, func(v *store.View) (change, error) {
-		n := v.Node(id)
-		if n == nil {
-			return change{}, warden.Errorf(warden.CodeNotFound, op, "it was removed meanwhile")
-		}
-		now := time.Now().UnixNano()
-		t := &api.Tombstone{Id: id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone, Compromised: r.Compromised, RemovedNs: now}
-		for _, h := range [][]byte{n.KeyHash, n.NextKeyHash, n.JoinKeyHash} {
-			if len(h) > 0 {
-				t.KeyHashes = append(t.KeyHashes, h)
-			}
-		}
-		ops := []*api.Operation{put(store.Wrap(t), 0), remove(api.Kind_KIND_NODE, id, n.Meta.Version)}
-		revoked = 0
-		if manager {
-			tokens := revokeAll(v, func(*api.Token) bool { return true }, now)
-			revoked = len(tokens)
-			ops = append(ops, tokens...)
-		}
-		return change{ops: ops, id: id, action: "remove node", name: n.Hostname}, nil
-	})
 	if err != nil {
 		return nil, err
 	}
-	reply.Index = done.Index
-	reply.SilentManagers = s.cfg.Cluster.AwaitManagers(ctx, done.Index)
-	if manager {
-		s.afterManager(ctx, reply, revoked)
-	}
-	if r.Compromised || manager {
-		v := s.cfg.Store.View()
-		reply.Exposures = v.ExposuresByNode(id)
-		if manager {
-			reply.AllSecrets, reply.Exposures = true, allSecrets(v, id)
-		}
-		if len(reply.Exposures) > 0 && !manager {
+	t := e.tombstone
+	reply := &api.RemoveNodeReply{Id: t.Id, Hostname: t.Hostname, Role: t.Role, Index: e.index}
+	reply.SilentManagers = s.cfg.Cluster.AwaitManagers(ctx, e.index)
+	if e.manager {
+		s.afterManager(ctx, reply, e.revoked)
+		reply.AllSecrets, reply.Exposures = true, allSecrets(s.cfg.Store.View(), t.Id)
+	} else if r.Compromised {
+		reply.Exposures = exposures(e.seen, s.cfg.Store.View().ExposuresByNode(t.Id))
+		if len(reply.Exposures) > 0 {
 			reply.Todo = append(reply.Todo, "give each secret listed a new value: the node may have seen the present one")
 		}
 	}
 	return reply, nil
+}
+
+// eviction is what the command of one did.
+type eviction struct {
+	tombstone *api.Tombstone
+	manager   bool
+	revoked   int
+	index     uint64
+	seen      []*api.Exposure // before the command, which forgets those of versions that are gone
+}
+
+func (s *Server) evict(ctx context.Context, r *api.RemoveNodeRequest) (*eviction, error) {
+	op := "removing node " + r.Reference
+	s.managers.Lock()
+	defer s.managers.Unlock()
+	var e *eviction
+	done, err := s.commit(ctx, func(v *store.View) (change, error) {
+		c := change{action: "remove node", id: r.Reference, name: r.Reference}
+		if t := v.Tombstone(r.Reference); t != nil {
+			return c, warden.Errorf(warden.CodeNotFound, op, "it was removed at %s", time.Unix(0, t.RemovedNs).UTC().Format(time.RFC3339))
+		}
+		id, err := v.Resolve(api.Kind_KIND_NODE, r.Reference)
+		if err != nil {
+			return c, err
+		}
+		n := v.Node(id)
+		c.kind, c.id, c.name = api.Kind_KIND_TOMBSTONE, id, n.Hostname
+		e = &eviction{manager: n.Role == api.Role_ROLE_MANAGER || n.DesiredRole == api.Role_ROLE_MANAGER, seen: v.ExposuresByNode(id)}
+		if err := s.mayRemove(ctx, op, n, e.manager, r.Force || r.Compromised); err != nil {
+			return c, err
+		}
+		now := time.Now().UnixNano()
+		e.tombstone = &api.Tombstone{Id: id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone, Compromised: r.Compromised, RemovedNs: now}
+		for _, h := range [][]byte{n.KeyHash, n.NextKeyHash, n.JoinKeyHash} {
+			if len(h) > 0 {
+				e.tombstone.KeyHashes = append(e.tombstone.KeyHashes, h)
+			}
+		}
+		c.ops = []*api.Operation{store.Put(e.tombstone, 0), store.Delete(n)}
+		if e.manager {
+			tokens := revokeAll(v, now, func(*api.Token) bool { return true })
+			e.revoked = len(tokens)
+			c.ops = append(c.ops, tokens...)
+		}
+		return c, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	e.index = done.Index
+	if t := s.cfg.Store.View().Tombstone(e.tombstone.Id); t.GetMeta().GetIndex() != e.index {
+		return nil, warden.Errorf(warden.CodeNotFound, op, "it was removed, and another node has its name now")
+	}
+	return e, nil
+}
+
+// mayRemove refuses what needs force, and what would lose quorum even with it.
+func (s *Server) mayRemove(ctx context.Context, op string, n *api.Node, manager, force bool) error {
+	switch {
+	case manager && !force:
+		return warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is a manager"), "demote it first with `wardenctl node demote`, or evict it at once with --force")
+	case manager:
+		return s.beforeManagerGoes(ctx, n.Id)
+	case !force && s.cfg.Cluster.NodeStates([]string{n.Id})[0].Liveness != api.Liveness_LIVENESS_DOWN:
+		return warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is not down"), "let it leave with `wardenctl swarm leave`, or evict it at once with --force")
+	}
+	return nil
+}
+
+// evicted returns the eviction that an earlier call with the same request ID made; gone where none did.
+func (s *Server) evicted(ctx context.Context, ref string, gone error) (*eviction, error) {
+	index, err := s.done(ctx, api.Kind_KIND_NODE, ref)
+	if err != nil {
+		return nil, err
+	}
+	v := s.cfg.Store.View()
+	for _, t := range v.Tombstones() {
+		if index == 0 || t.Meta.Index != index {
+			continue
+		}
+		e := &eviction{tombstone: t, manager: t.Role == api.Role_ROLE_MANAGER, index: index}
+		for _, o := range v.Tokens() {
+			if o.RevokedNs != 0 && o.Meta.Index == index {
+				e.revoked++
+			}
+		}
+		return e, nil
+	}
+	return nil, gone
+}
+
+// exposures returns those of both lists, each once.
+func exposures(lists ...[]*api.Exposure) []*api.Exposure {
+	byID := map[string]*api.Exposure{}
+	for _, l := range lists {
+		for _, e := range l {
+			byID[e.Id] = e
+		}
+	}
+	return slices.SortedFunc(maps.Values(byID), func(a, b *api.Exposure) int { return cmp.Compare(a.Id, b.Id) })
 }
 
 // afterManager does what a manager's eviction asks for beyond a node's. What fails is left to the operator, in words.
@@ -282,18 +367,21 @@ func (s *Server) afterManager(ctx context.Context, reply *api.RemoveNodeReply, r
 	}
 	if err != nil {
 		s.cfg.Logger.Error("failed to rotate keys after a manager's eviction", "node_id", reply.Id, "error", err)
-		reply.Todo = append(reply.Todo, "keys were not all rotated: "+err.Error())
+		reply.Todo = append(reply.Todo, "keys were not all rotated ("+err.Error()+"): remove another manager, or build a new cluster, to be rid of what it knew")
 	}
 }
 
-// allSecrets lists every version of every secret: a manager could read them all.
+// allSecrets lists every version of every secret: a manager could read them all. Times are those of an assignment, and zero
+// where the node was assigned none.
 func allSecrets(v *store.View, nodeID string) []*api.Exposure {
 	var out []*api.Exposure
 	for _, sec := range v.Secrets() {
 		for _, sv := range v.SecretVersions(sec.Id) {
-			out = append(out, &api.Exposure{
-				NodeId: nodeID, SecretId: sec.Id, SecretName: sec.Name, Version: sv.Version, FirstNs: sv.GetMeta().GetCreatedNs(), LastNs: time.Now().UnixNano(),
-			})
+			e := &api.Exposure{Id: store.ExposureID(nodeID, sec.Id, sv.Version), NodeId: nodeID, SecretId: sec.Id, SecretName: sec.Name, Version: sv.Version}
+			if seen := v.Object(api.Kind_KIND_EXPOSURE, e.Id).GetExposure(); seen != nil {
+				e = seen
+			}
+			out = append(out, e)
 		}
 	}
 	return out

@@ -2,9 +2,6 @@ package control
 
 import (
 	"context"
-	"fmt"
-	"time"
-
 	"google.golang.org/protobuf/proto"
 
 	"warden"
@@ -15,12 +12,13 @@ import (
 // List returns records of one kind, redacted. References of a secret version are its secret's, those of an exposure its
 // node's (also a removed node's whole ID).
 func (s *Server) List(ctx context.Context, r *api.ListRequest) (*api.ListReply, error) {
+	v := s.cfg.Store.View()
 	if !r.Local {
-		if err := s.verify.leader(ctx); err != nil {
+		var err error
+		if v, err = s.fresh(ctx); err != nil {
 			return nil, api.Error(err)
 		}
 	}
-	v := s.cfg.Store.View()
 	objects, err := find(v, r.Kind, r.References)
 	if err != nil {
 		return nil, api.Error(err)
@@ -35,6 +33,10 @@ func (s *Server) List(ctx context.Context, r *api.ListRequest) (*api.ListReply, 
 	}
 	if r.Kind == api.Kind_KIND_NODE {
 		reply.Nodes = s.cfg.Cluster.NodeStates(ids)
+	}
+	if n := proto.Size(reply); n > warden.MessageMax {
+		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeTooLarge, "listing", "the answer has %d bytes, at most %d", n, warden.MessageMax),
+			"name the ones that you want to see"))
 	}
 	return reply, nil
 }
@@ -86,6 +88,9 @@ func find(v *store.View, kind api.Kind, references []string) ([]*api.Object, err
 func every(v *store.View, kind api.Kind) ([]*api.Object, error) {
 	switch kind {
 	case api.Kind_KIND_CLUSTER:
+		if v.Cluster() == nil { // a replica that has not followed yet
+			return nil, nil
+		}
 		return wrap([]*api.Cluster{v.Cluster()}), nil
 	case api.Kind_KIND_NODE:
 		return wrap(v.Nodes()), nil
@@ -138,95 +143,4 @@ func redact(o *api.Object) *api.Object {
 		})
 	}
 	return o
-}
-
-// nearExpiry is the part of a leaf's life after which a missing renewal is worth a word: it was due at two thirds.
-const nearExpiry = 0.8
-
-// Status answers from this replica; what only the leader's memory has, liveness above all, is asked of the leader, and where
-// none answers the reply says so.
-func (s *Server) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusReply, error) {
-	st := s.cfg.Store
-	v := st.View()
-	c := v.Cluster()
-	r := &api.StatusReply{
-		ClusterId: s.cfg.ClusterID, NodeId: s.cfg.NodeID, LeaderId: st.Leader(), AppliedIndex: st.AppliedIndex(), CommitIndex: st.CommitIndex(),
-		Autolock: c.GetAutolock(), Services: uint32(len(v.Services())), Secrets: uint32(len(v.Secrets())),
-	}
-	if n := v.Node(r.LeaderId); n != nil {
-		r.LeaderHostname = n.Hostname
-	}
-	states, err := s.nodeStates(ctx, v)
-	if err != nil {
-		r.Unwell = append(r.Unwell, "no leader answers: "+err.Error())
-	}
-	r.Nodes = states
-	now := time.Now()
-	for i, n := range v.Nodes() {
-		var state *api.NodeState
-		if i < len(states) && states[i].NodeId == n.Id {
-			state = states[i]
-		}
-		report{r}.node(n, state, now)
-	}
-	if r.Managers > r.ManagersReachable && err == nil {
-		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d managers reachable; %d are needed for a majority", r.ManagersReachable, r.Managers, r.Managers/2+1))
-	}
-	if r.Workers > r.WorkersReady && err == nil {
-		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d workers ready", r.WorkersReady, r.Workers))
-	}
-	report{r}.tasks(v)
-	if r.TasksWanted > r.TasksRunning {
-		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d tasks running", r.TasksRunning, r.TasksWanted))
-	}
-	if len(c.GetSealedRootKey()) > 0 {
-		r.Notes = append(r.Notes, "the root CA key is in the replicated state")
-	}
-	if r.Managers > 0 && r.Managers%2 == 0 {
-		r.Notes = append(r.Notes, fmt.Sprintf("%d managers bear the loss of no more than %d would: an odd number is better", r.Managers, r.Managers-1))
-	}
-	if !r.Autolock {
-		r.Notes = append(r.Notes, "autolock is off: the disk of a manager opens by itself")
-	}
-	return r, nil
-}
-
-// nodeStates asks the leader's memory.
-func (s *Server) nodeStates(ctx context.Context, v *store.View) ([]*api.NodeState, error) {
-	ids := make([]string, 0, 16)
-	for _, n := range v.Nodes() {
-		ids = append(ids, n.Id)
-	}
-	local := s.cfg.Cluster.NodeStates(ids)
-	if s.cfg.Store.IsLeader() {
-		return local, s.verify.leader(ctx)
-	}
-	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
-	defer cancel()
-	actor, err := actorOf(ctx)
-	if err != nil {
-		return local, err
-	}
-	raw, err := proto.Marshal(&api.ListRequest{Kind: api.Kind_KIND_NODE})
-	if err != nil {
-		return local, err
-	}
-	f, err := s.cfg.Forward(ctx, &api.ForwardRequest{Method: api.Control_List_FullMethodName, Request: raw, Caller: actor, RequestId: warden.NewID()})
-	if err != nil {
-		return local, err
-	}
-	var reply api.ListReply
-	if err := proto.Unmarshal(f.Reply, &reply); err != nil {
-		return local, err
-	}
-	known := map[string]*api.NodeState{}
-	for _, n := range reply.Nodes {
-		known[n.NodeId] = n
-	}
-	for i, id := range ids {
-		if n := known[id]; n != nil {
-			local[i] = n
-		}
-	}
-	return local, nil
 }

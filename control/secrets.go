@@ -33,36 +33,42 @@ func (s *Server) createSecret(ctx context.Context, r *api.CreateSecretRequest) (
 	if err := checkLabels(op, r.Labels); err != nil {
 		return nil, err
 	}
-	id := warden.NewID()
+	ctx, id, err := s.newID(ctx, api.Kind_KIND_SECRET)
+	if err != nil {
+		return nil, err
+	}
 	zones := slices.Compact(slices.Sorted(slices.Values(r.Zones)))
 	return s.commit(ctx, func(v *store.View) (change, error) {
+		record := &api.Secret{Id: id, Name: r.Name, Labels: r.Labels, Zones: zones, CurrentVersion: 1}
+		c, err := create(v, op, r.Name, record)
+		if err != nil || c.made != nil {
+			return c, err
+		}
 		if len(v.Secrets()) >= warden.SecretsMax {
-			return change{}, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d secrets", warden.SecretsMax)
+			return c, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d secrets", warden.SecretsMax)
 		}
 		if v.SecretByName(r.Name) != nil {
-			return change{}, warden.Hint(warden.Errorf(warden.CodeExists, op, "a secret has this name"), "choose another name, or remove that secret")
+			return c, warden.Hint(warden.Errorf(warden.CodeExists, op, "a secret has this name"), "choose another name, or remove that secret")
 		}
 		for _, z := range zones {
 			if v.Zone(z) == nil {
-				return change{}, noZone(op, z)
+				return c, noZone(op, z)
 			}
 		}
 		cluster := v.Cluster()
 		ks, err := secrets.ParseKeyset(cluster.Keyset)
 		if err != nil {
-			return change{}, err
+			return c, err
 		}
 		ciphertext, wrapped, err := secrets.SealVersion(ks, cluster.Id, id, 1, r.Data)
 		if err != nil {
-			return change{}, warden.Wrap(op, err)
+			return c, warden.Wrap(op, err)
 		}
-		return change{id: id, action: "create secret", name: r.Name, ops: []*api.Operation{
-			put(store.Wrap(&api.Secret{Id: id, Name: r.Name, Labels: r.Labels, Zones: zones, CurrentVersion: 1}), 0),
-			put(store.Wrap(&api.SecretVersion{
-				Id: store.SecretVersionID(id, 1), SecretId: id, Version: 1, Ciphertext: ciphertext, WrappedKey: wrapped,
-				SizeBytes: uint64(len(r.Data)), KeysetGeneration: cluster.KeysetGeneration,
-			}), 0),
-		}}, nil
+		c.ops = append(c.ops, store.Put(&api.SecretVersion{
+			Id: store.SecretVersionID(id, 1), SecretId: id, Version: 1, Ciphertext: ciphertext, WrappedKey: wrapped,
+			SizeBytes: uint64(len(r.Data)), KeysetGeneration: cluster.KeysetGeneration,
+		}, 0))
+		return c, nil
 	})
 }
 

@@ -19,22 +19,36 @@ const imageMax = 256
 
 // CreateService checks a spec, resolves its secrets to their current versions, and stores it. The orchestrator makes tasks.
 func (s *Server) CreateService(ctx context.Context, r *api.CreateServiceRequest) (*api.ChangeReply, error) {
-	id := warden.NewID()
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
-		if r.Spec == nil || r.Spec.Task == nil {
-			return change{}, warden.Errorf(warden.CodeInvalid, "creating a service", "the spec is missing")
-		}
+	reply, err := s.createService(ctx, r)
+	return reply, api.Error(err)
+}
+
+func (s *Server) createService(ctx context.Context, r *api.CreateServiceRequest) (*api.ChangeReply, error) {
+	if r.Spec == nil || r.Spec.Task == nil {
+		return nil, warden.Errorf(warden.CodeInvalid, "creating a service", "the spec is missing")
+	}
+	if err := warden.CheckName("service", r.Spec.Name); err != nil {
+		return nil, err
+	}
+	op := "creating service " + r.Spec.Name
+	ctx, id, err := s.newID(ctx, api.Kind_KIND_SERVICE)
+	if err != nil {
+		return nil, err
+	}
+	return s.commit(ctx, func(v *store.View) (change, error) {
 		spec := api.Clone(r.Spec)
-		if err := checkService(v, spec); err != nil {
-			return change{}, err
+		c, err := create(v, op, spec.Name, &api.Service{Id: id, Spec: spec})
+		if err != nil || c.made != nil {
+			return c, err
+		}
+		if v.ServiceByName(spec.Name) != nil {
+			return c, warden.Hint(warden.Errorf(warden.CodeExists, op, "a service has this name"), "choose another name, or remove that service")
 		}
 		if len(v.Services()) >= warden.ServicesMax {
-			return change{}, warden.Errorf(warden.CodeTooLarge, "creating service "+spec.Name, "a cluster has at most %d services", warden.ServicesMax)
+			return c, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d services", warden.ServicesMax)
 		}
-		sv := &api.Service{Id: id, Spec: spec}
-		return change{ops: []*api.Operation{put(store.Wrap(sv), 0)}, id: id, action: "create service", name: spec.Name}, nil
+		return c, checkService(v, op, spec)
 	})
-	return reply, api.Error(err)
 }
 
 // ScaleService sets the number of replicas.
@@ -43,14 +57,16 @@ func (s *Server) ScaleService(ctx context.Context, r *api.ScaleServiceRequest) (
 		return nil, api.Error(warden.Errorf(warden.CodeTooLarge, "scaling service "+r.Reference, "at most %d replicas", warden.ReplicasMax))
 	}
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		c := change{kind: api.Kind_KIND_SERVICE, action: "scale service", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_SERVICE, r.Reference)
 		if err != nil {
-			return change{}, err
+			return c, err
 		}
 		now := v.Service(id)
 		sv := api.Clone(now)
 		sv.Spec.Replicas = r.Replicas
-		return change{ops: []*api.Operation{put(store.Wrap(sv), now.Meta.Version)}, id: id, action: "scale service", name: sv.Spec.Name}, nil
+		c.id, c.name, c.ops = id, sv.Spec.Name, []*api.Operation{store.Put(sv, now.Meta.Version)}
+		return c, nil
 	})
 	return reply, api.Error(err)
 }
@@ -64,14 +80,11 @@ func (s *Server) RemoveService(ctx context.Context, r *api.ReferenceRequest) (*a
 var envKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // checkService fills in defaults and refuses what is out of bounds, with a reason for each.
-func checkService(v *store.View, spec *api.ServiceSpec) error {
-	if err := warden.CheckName("service", spec.Name); err != nil {
-		return err
-	}
-	op, t := "creating service "+spec.Name, spec.Task
+func checkService(v *store.View, op string, spec *api.ServiceSpec) error {
+	t := spec.Task
 	invalid := func(format string, args ...any) error { return warden.Errorf(warden.CodeInvalid, op, format, args...) }
 	if spec.Replicas > warden.ReplicasMax {
-		return invalid("%d replicas, at most %d", spec.Replicas, warden.ReplicasMax)
+		return warden.Errorf(warden.CodeTooLarge, op, "%d replicas, at most %d", spec.Replicas, warden.ReplicasMax)
 	}
 	for _, labels := range []map[string]string{spec.Labels, t.Labels} {
 		if err := checkLabels(op, labels); err != nil {
@@ -166,7 +179,7 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 		secret := v.Secret(id)
 		if d := policy.SecretMayEnter(secret.Zones, t.Zone, known); !d.Allow {
 			return warden.Hint(warden.Errorf(warden.CodeWrongZone, op, "secret %q may not enter zone %q: %s", secret.Name, t.Zone, d.Reason),
-				fmt.Sprintf("create the service with --zone %s", strings.Join(secret.Zones, " or ")))
+				fmt.Sprintf("the service is for zone %s, the secret for %s: create the service with --zone of those, or use another secret", t.Zone, strings.Join(secret.Zones, ", ")))
 		}
 		ref.SecretId, ref.SecretName = id, secret.Name
 		if ref.Version == 0 {
@@ -181,7 +194,7 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 			ref.Target = secret.Name
 		}
 		if !fileName(ref.Target) {
-			return invalid("%q is not a plain file name below %s", ref.Target, warden.SecretsDir)
+			return invalid("%q is not a plain file name below %s", clip(ref.Target), warden.SecretsDir)
 		}
 		if targets[ref.Target] {
 			return invalid("two secrets have the target %q", ref.Target)
@@ -201,5 +214,6 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 }
 
 func fileName(s string) bool {
-	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.ContainsAny(s, "/\x00\n")
+	control := func(r rune) bool { return r < ' ' || r == 0x7f }
+	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.Contains(s, "/") && !strings.ContainsFunc(s, control)
 }

@@ -1,13 +1,123 @@
 package control
 
 import (
+	"context"
 	"fmt"
+	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
 	"warden/store"
 )
+
+// nearExpiry is the part of a leaf's life after which a missing renewal is worth a word: it was due at two thirds.
+const nearExpiry = 0.8
+
+// Status answers from this replica; what only the leader's memory has, liveness above all, is asked of the leader, and where
+// none answers the reply says so.
+func (s *Server) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusReply, error) {
+	st := s.cfg.Store
+	v := st.View()
+	c := v.Cluster()
+	r := &api.StatusReply{
+		ClusterId: s.cfg.ClusterID, NodeId: s.cfg.NodeID, LeaderId: st.Leader(), AppliedIndex: st.AppliedIndex(), CommitIndex: st.CommitIndex(),
+		Autolock: c.GetAutolock(), Services: uint32(len(v.Services())), Secrets: uint32(len(v.Secrets())),
+	}
+	if n := v.Node(r.LeaderId); n != nil {
+		r.LeaderHostname = n.Hostname
+	}
+	states, err := s.nodeStates(ctx, v)
+	if err != nil {
+		r.Unwell = append(r.Unwell, "no leader answers: "+err.Error())
+		r.Notes = append(r.Notes, fmt.Sprintf("which nodes are up only the leader knows; all else is what this manager had at index %d", r.AppliedIndex))
+	}
+	r.Nodes = states
+	now := time.Now()
+	var silent, down []string
+	for i, n := range v.Nodes() {
+		state := states[i]
+		report{r}.node(n, state, now)
+		switch manager := n.EffectiveRole() == api.Role_ROLE_MANAGER; {
+		case manager && !state.Reachable:
+			silent = append(silent, n.Hostname)
+		case !manager && state.Liveness != api.Liveness_LIVENESS_READY:
+			down = append(down, n.Hostname)
+		}
+	}
+	if len(silent) > 0 && err == nil {
+		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d managers reachable, %d are needed for a majority; not %s", r.ManagersReachable, r.Managers, r.Managers/2+1, some(silent)))
+	}
+	if len(down) > 0 && err == nil {
+		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d workers ready; not %s", r.WorkersReady, r.Workers, some(down)))
+	}
+	report{r}.tasks(v)
+	if r.TasksWanted > r.TasksRunning {
+		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d tasks running", r.TasksRunning, r.TasksWanted))
+	}
+	if len(c.GetSealedRootKey()) > 0 {
+		r.Notes = append(r.Notes, "the root CA key is in the replicated state")
+	}
+	if r.Managers > 0 && r.Managers%2 == 0 {
+		r.Notes = append(r.Notes, fmt.Sprintf("%d managers bear the loss of no more than %d would: an odd number is better", r.Managers, r.Managers-1))
+	}
+	if !r.Autolock {
+		r.Notes = append(r.Notes, "autolock is off: the disk of a manager opens by itself")
+	}
+	return r, nil
+}
+
+// some names a few.
+func some(names []string) string {
+	const shown = 5
+	if len(names) > shown {
+		return strings.Join(names[:shown], ", ") + fmt.Sprintf(" and %d more", len(names)-shown)
+	}
+	return strings.Join(names, ", ")
+}
+
+// nodeStates asks the leader's memory. Where no leader answers, the error comes with what is known here.
+func (s *Server) nodeStates(ctx context.Context, v *store.View) ([]*api.NodeState, error) {
+	ids := make([]string, 0, 16)
+	for _, n := range v.Nodes() {
+		ids = append(ids, n.Id)
+	}
+	local := s.cfg.Cluster.NodeStates(ids)
+	if s.cfg.Store.IsLeader() {
+		_, err := s.fresh(ctx)
+		return local, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return local, err
+	}
+	raw, err := proto.Marshal(&api.ListRequest{Kind: api.Kind_KIND_NODE})
+	if err != nil {
+		return local, err
+	}
+	f, err := s.cfg.Forward(ctx, &api.ForwardRequest{Method: api.Control_List_FullMethodName, Request: raw, Caller: actor, RequestId: warden.NewID()})
+	if err != nil {
+		return local, err
+	}
+	var reply api.ListReply
+	if err := proto.Unmarshal(f.Reply, &reply); err != nil {
+		return local, err
+	}
+	known := map[string]*api.NodeState{}
+	for _, n := range reply.Nodes {
+		known[n.NodeId] = n
+	}
+	for i, id := range ids {
+		if n := known[id]; n != nil {
+			local[i] = n
+		}
+	}
+	return local, nil
+}
 
 // report gathers a StatusReply.
 type report struct{ *api.StatusReply }
@@ -54,33 +164,37 @@ func (r report) expiring(name, what string) {
 // tasks counts what runs of what should, and says why the rest doesn't.
 func (r report) tasks(v *store.View) {
 	for _, sv := range v.Services() {
-		r.TasksWanted += uint32(sv.Spec.GetReplicas())
-	}
-	for _, t := range v.Tasks() {
-		if t.DesiredState != api.TaskState_TASK_RUNNING {
-			continue
-		}
-		state := t.GetStatus().GetState()
-		switch {
-		case state == api.TaskState_TASK_RUNNING:
-			r.TasksRunning++
-			continue
-		case state == api.TaskState_TASK_COMPLETE: // it ended well and is not to run again
-			if r.TasksWanted > 0 {
-				r.TasksWanted--
+		wanted, running := int(sv.Spec.GetReplicas()), 0
+		for _, t := range v.TasksByService(sv.Id) {
+			if t.DesiredState != api.TaskState_TASK_RUNNING {
+				continue
 			}
-			continue
-		case len(r.Problems) >= problemsMax:
-			continue
+			switch t.GetStatus().GetState() {
+			case api.TaskState_TASK_RUNNING:
+				running++
+			case api.TaskState_TASK_COMPLETE: // it ended well; it has a successor where it is to run again
+				wanted--
+			default:
+				r.problem(t)
+			}
 		}
-		why := t.GetStatus().GetError()
-		if why == "" {
-			why = t.GetStatus().GetMessage()
-		}
-		r.Problems = append(r.Problems, &api.TaskProblem{
-			TaskId: t.Id, ServiceName: t.ServiceName, Slot: t.Slot, State: state.Word(), Reason: why,
-		})
+		wanted = max(wanted, 0)
+		r.TasksWanted += uint32(wanted)
+		r.TasksRunning += uint32(min(running, wanted))
 	}
+}
+
+func (r report) problem(t *api.Task) {
+	if len(r.Problems) >= problemsMax {
+		return
+	}
+	why := t.GetStatus().GetError()
+	if why == "" {
+		why = t.GetStatus().GetMessage()
+	}
+	r.Problems = append(r.Problems, &api.TaskProblem{
+		TaskId: t.Id, ServiceName: t.ServiceName, Slot: t.Slot, State: t.GetStatus().GetState().Word(), Reason: why,
+	})
 }
 
 // problemsMax keeps status to one screen.

@@ -2,8 +2,10 @@ package control
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -36,7 +38,9 @@ func (s *Server) logs(ctx context.Context, r *api.ControlLogsRequest, send func(
 	if err != nil {
 		return err
 	}
-	var mu sync.Mutex // guards the stream: one sender at a time
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var mu sync.Mutex // guards the stream and sent: one sender at a time
 	errs := make([]error, len(tasks))
 	sent := false
 	var wg sync.WaitGroup
@@ -46,50 +50,61 @@ func (s *Server) logs(ctx context.Context, r *api.ControlLogsRequest, send func(
 				mu.Lock()
 				defer mu.Unlock()
 				sent = true
-				return send(c)
+				err := send(c)
+				if err != nil {
+					cancel() // the caller is gone: so are the other tasks' streams
+				}
+				return err
 			})
 		})
 	}
 	wg.Wait()
-	for i, err := range errs {
-		switch {
-		case err == nil || ctx.Err() != nil:
-		case !sent && len(tasks) == 1:
-			return warden.Wrap(op+" of task "+tasks[i].Id, err)
-		default:
-			s.cfg.Logger.Warn("failed to read the logs of a task", "task_id", tasks[i].Id, "error", err)
-		}
+	if ctx.Err() != nil {
+		return warden.Wrap(op, ctx.Err())
 	}
-	if first := slices.IndexFunc(errs, func(e error) bool { return e != nil }); !sent && first >= 0 && !slices.Contains(errs, nil) {
-		return warden.Wrap(op, errs[first])
+	if !sent && !slices.Contains(errs, nil) {
+		return warden.Wrap(op+" of task "+tasks[0].Id, errs[0])
+	}
+	for i, err := range errs {
+		if err != nil {
+			s.cfg.Logger.Warn("failed to read the logs of a task", "task_id", tasks[i].Id, "node_id", tasks[i].NodeId, "error", err)
+		}
 	}
 	return nil
 }
 
-// logTasks returns the placed tasks that the references mean, the newest first where there are too many.
+// logTasks returns the placed tasks that the references mean, the newest first where there are too many. It is never empty.
 func logTasks(v *store.View, references []string) ([]*api.Task, error) {
 	const op = "reading logs"
 	if len(references) == 0 || len(references) > referencesMax {
 		return nil, warden.Errorf(warden.CodeInvalid, op, "want 1 to %d services or tasks", referencesMax)
 	}
-	var out []*api.Task
+	found := map[string]*api.Task{}
 	for _, ref := range references {
-		if id, err := v.Resolve(api.Kind_KIND_SERVICE, ref); err == nil {
-			out = append(out, v.TasksByService(id)...)
+		id, err := v.Resolve(api.Kind_KIND_SERVICE, ref)
+		if err == nil {
+			for _, t := range v.TasksByService(id) {
+				found[t.Id] = t
+			}
 			continue
 		}
-		id, err := v.Resolve(api.Kind_KIND_TASK, ref)
-		if err != nil {
+		if warden.CodeOf(err) == warden.CodeNotFound {
+			id, err = v.Resolve(api.Kind_KIND_TASK, ref)
+		}
+		switch {
+		case warden.CodeOf(err) == warden.CodeNotFound:
 			return nil, warden.Errorf(warden.CodeNotFound, op, "no service or task is %q", ref)
+		case err != nil:
+			return nil, err
 		}
-		out = append(out, v.Task(id))
+		found[id] = v.Task(id)
 	}
-	out = slices.DeleteFunc(out, func(t *api.Task) bool { return t.NodeId == "" })
-	slices.SortFunc(out, func(a, b *api.Task) int {
-		if c := b.Meta.CreatedNs - a.Meta.CreatedNs; c != 0 {
-			return int(max(-1, min(1, c)))
-		}
-		return bytes.Compare([]byte(a.Id), []byte(b.Id))
+	maps.DeleteFunc(found, func(_ string, t *api.Task) bool { return t.NodeId == "" })
+	if len(found) == 0 {
+		return nil, warden.Hint(warden.Errorf(warden.CodeUnavailable, op, "no task of these was placed on a node yet"), "`wardenctl service ps` says why")
+	}
+	out := slices.SortedFunc(maps.Values(found), func(a, b *api.Task) int {
+		return cmp.Or(cmp.Compare(b.Meta.CreatedNs, a.Meta.CreatedNs), cmp.Compare(a.Id, b.Id))
 	})
 	return out[:min(len(out), logStreamsMax)], nil
 }
@@ -126,8 +141,11 @@ func (s *Server) events(ctx context.Context, r *api.EventsRequest, send func(*ap
 	before := s.cfg.Store.View()
 	for {
 		ch, err := w.Next(ctx)
+		if ctx.Err() != nil {
+			return nil // the caller is gone
+		}
 		if err != nil {
-			return nil // the caller is gone, or the manager stops
+			return warden.Wrap(op, err) // the manager stops
 		}
 		now := s.cfg.Store.View()
 		if ch.Resync {
@@ -135,11 +153,16 @@ func (s *Server) events(ctx context.Context, r *api.EventsRequest, send func(*ap
 				return err
 			}
 		}
+		var told []*api.Event
 		for _, k := range ch.Keys {
 			if e := event(before.Object(k.Kind, k.ID), now.Object(k.Kind, k.ID), k, now); e != nil {
-				if err := send(e); err != nil {
-					return err
-				}
+				told = append(told, e)
+			}
+		}
+		slices.SortStableFunc(told, func(a, b *api.Event) int { return cmp.Compare(a.Index, b.Index) })
+		for _, e := range told {
+			if err := send(e); err != nil {
+				return err
 			}
 		}
 		before = now
@@ -157,6 +180,10 @@ func event(before, after *api.Object, k store.Key, v *store.View) *api.Event {
 	case after == nil:
 		e.Action, after = "remove", before
 	default:
+		_, was := store.Unwrap(before)
+		if _, is := store.Unwrap(after); was.GetMeta().GetIndex() == is.GetMeta().GetIndex() {
+			return nil // told already, with an earlier batch
+		}
 		e.Action = "update"
 	}
 	_, record := store.Unwrap(after)
@@ -164,6 +191,9 @@ func event(before, after *api.Object, k store.Key, v *store.View) *api.Event {
 		e.Index, e.TimeNs = record.GetMeta().GetIndex(), record.GetMeta().GetUpdatedNs()
 	}
 	switch o := after.Of.(type) {
+	case *api.Object_Cluster:
+		e.Detail = fmt.Sprintf("certificate life: %s, issuing CA: %d, keyset: %d, autolock: %t",
+			time.Duration(o.Cluster.LeafTtlNs), o.Cluster.IssuingGeneration, o.Cluster.KeysetGeneration, o.Cluster.Autolock)
 	case *api.Object_Node:
 		e.Name, e.Detail = o.Node.Hostname, nodeDetail(before.GetNode(), o.Node)
 	case *api.Object_Tombstone:

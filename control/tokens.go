@@ -1,9 +1,11 @@
 package control
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"time"
 
 	"warden"
@@ -28,42 +30,57 @@ func (s *Server) createToken(ctx context.Context, r *api.CreateTokenRequest) (*a
 		ttl = warden.TokenTTLDefault
 	}
 	if ttl < warden.TokenTTLMin || ttl > warden.TokenTTLMax {
-		return nil, warden.Errorf(warden.CodeInvalid, op, "a life of %s is outside %s to %s", ttl, warden.TokenTTLMin, warden.TokenTTLMax)
+		return nil, warden.Hint(warden.Errorf(warden.CodeInvalid, op, "a life of %s is out of range", ttl),
+			fmt.Sprintf("give one from %s to %s", warden.TokenTTLMin, warden.TokenTTLMax))
 	}
-	if len(r.Hostname) > warden.HostnameMax {
-		return nil, warden.Errorf(warden.CodeTooLarge, op, "the host name is over %d characters", warden.HostnameMax)
+	if len(r.Hostname) > warden.HostnameMax || strings.ContainsFunc(r.Hostname, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return nil, warden.Errorf(warden.CodeInvalid, op, "a host name has at most %d characters, and no spaces", warden.HostnameMax)
 	}
 	if r.Cidr != "" {
 		if _, err := tokens.ParseCIDR(r.Cidr); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
 	}
-	v := s.cfg.Store.View()
-	token, err := tokens.Mint(sha256.Sum256(v.Cluster().GetRootCert()))
+	ctx, id, err := s.newID(ctx, api.Kind_KIND_TOKEN)
 	if err != nil {
 		return nil, err
 	}
-	key := token.Key()
-	reply := &api.CreateTokenReply{Id: token.ID}
+	id = id[len(id)-tokens.IDLength:]
+	reply := &api.CreateTokenReply{Id: id}
+	var token tokens.Token
 	_, err = s.commit(ctx, func(v *store.View) (change, error) {
+		c := change{kind: api.Kind_KIND_TOKEN, id: id, action: "create token", name: r.Role.Word()}
 		if r.Zone != "" && v.Zone(r.Zone) == nil {
-			return change{}, noZone(op, r.Zone)
+			return c, noZone(op, r.Zone)
 		}
-		now := time.Now()
+		if token, err = tokens.Mint(sha256.Sum256(v.Cluster().GetRootCert())); err != nil {
+			return c, err
+		}
+		token.ID = id
+		key, now := token.Key(), time.Now()
 		t := &api.Token{
-			Id: token.ID, Role: r.Role, Zone: r.Zone, Hostname: r.Hostname, Cidr: r.Cidr, ExpiresNs: now.Add(ttl).UnixNano(), UsesMax: r.UsesMax,
+			Id: id, Role: r.Role, Zone: r.Zone, Hostname: r.Hostname, Cidr: r.Cidr, ExpiresNs: now.Add(ttl).UnixNano(), UsesMax: r.UsesMax,
 			Key: key[:], RootHash: token.RootHash[:],
 		}
-		var ops []*api.Operation
-		if r.Rotate {
-			ops = revokeAll(v, func(o *api.Token) bool { return o.Role == r.Role }, now.UnixNano())
+		reply.ExpiresNs, reply.Revoked = t.ExpiresNs, 0
+		if lost := v.Token(id); lost != nil { // its text went with a lost reply: a new secret in its place
+			if lost.Uses > 0 || lost.RevokedNs != 0 || lost.Role != r.Role {
+				return c, usedBefore(op)
+			}
+			c.ops = []*api.Operation{store.Delete(lost)}
+		} else {
+			if r.Rotate {
+				c.ops = revokeAll(v, now.UnixNano(), func(o *api.Token) bool { return o.Role == r.Role })
+				reply.Revoked = uint32(len(c.ops))
+			}
+			if left := outstanding(v, now.UnixNano()) - len(c.ops); left >= warden.TokensMax {
+				return c, warden.Hint(warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d outstanding tokens", warden.TokensMax),
+					"revoke those that are not needed: `wardenctl swarm token ls`")
+			}
 		}
-		if len(v.Tokens())-len(ops) >= warden.TokensMax {
-			return change{}, warden.Hint(warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d outstanding tokens", warden.TokensMax),
-				"revoke those that are not needed: `wardenctl swarm token ls`")
-		}
-		reply.ExpiresNs, reply.Revoked = t.ExpiresNs, uint32(len(ops))
-		return change{ops: append(ops, put(store.Wrap(t), 0)), id: t.Id, action: "create token", name: r.Role.Word()}, nil
+		c.ops = append(c.ops, store.Put(t, 0))
+		c.check = func(v *store.View) bool { return bytes.Equal(v.Token(id).GetKey(), key[:]) }
+		return c, nil
 	})
 	if err != nil {
 		return nil, err
@@ -74,33 +91,57 @@ func (s *Server) createToken(ctx context.Context, r *api.CreateTokenRequest) (*a
 	return reply, token.Text().Use(func(b []byte) error { reply.Token = string(b); return nil })
 }
 
+func isOutstanding(t *api.Token, now int64) bool {
+	return t.RevokedNs == 0 && t.ExpiresNs > now && (t.UsesMax == 0 || t.Uses < t.UsesMax)
+}
+
+func outstanding(v *store.View, now int64) (n int) {
+	for _, t := range v.Tokens() {
+		if isOutstanding(t, now) {
+			n++
+		}
+	}
+	return n
+}
+
 // revokeAll returns the operations that revoke the outstanding tokens that match.
-func revokeAll(v *store.View, match func(*api.Token) bool, now int64) []*api.Operation {
+func revokeAll(v *store.View, now int64, match func(*api.Token) bool) []*api.Operation {
 	var ops []*api.Operation
 	for _, o := range v.Tokens() {
-		if o.RevokedNs == 0 && o.ExpiresNs > now && match(o) {
+		if isOutstanding(o, now) && match(o) {
 			t := api.Clone(o)
 			t.RevokedNs = now
-			ops = append(ops, put(store.Wrap(t), o.Meta.Version))
+			ops = append(ops, store.Put(t, o.Meta.Version))
 		}
 	}
 	return ops
 }
 
-// RevokeToken ends one token.
+// RevokeToken ends one token. One that was revoked before stays so, and the reply says since when.
 func (s *Server) RevokeToken(ctx context.Context, r *api.ReferenceRequest) (*api.ChangeReply, error) {
+	var warnings []string
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		warnings = nil
+		c := change{kind: api.Kind_KIND_TOKEN, action: "revoke token", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_TOKEN, r.Reference)
 		if err != nil {
-			return change{}, err
+			return c, err
 		}
 		now := v.Token(id)
+		c.id, c.name = id, now.Role.Word()
 		if now.RevokedNs != 0 {
-			return change{}, warden.Errorf(warden.CodeRevoked, "revoking token "+id, "it was revoked at %s", time.Unix(0, now.RevokedNs).UTC().Format(time.RFC3339))
+			warnings = []string{"it was revoked at " + time.Unix(0, now.RevokedNs).UTC().Format(time.RFC3339)}
+			c.made = now.Meta
+			return c, nil
 		}
 		t := api.Clone(now)
 		t.RevokedNs = time.Now().UnixNano()
-		return change{ops: []*api.Operation{put(store.Wrap(t), now.Meta.Version)}, id: id, action: "revoke token", name: fmt.Sprint(t.Role.Word())}, nil
+		c.ops = []*api.Operation{store.Put(t, now.Meta.Version)}
+		return c, nil
 	})
-	return reply, api.Error(err)
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	reply.Warnings = warnings
+	return reply, nil
 }

@@ -1,0 +1,197 @@
+package control
+
+import (
+	"context"
+	"crypto/sha256"
+	"strconv"
+
+	"warden"
+	"warden/api"
+	"warden/store"
+)
+
+// attemptsMax is how often a change is tried on fresh state after conflicts.
+const attemptsMax = 20
+
+// fresh returns a view that has all that was committed before the call, by whichever leader. Errors: CodeNotLeader.
+func (s *Server) fresh(ctx context.Context) (*store.View, error) {
+	st := s.cfg.Store
+	term := st.Term()
+	if s.term.Load() != term { // a new leader's replica may lack what its predecessor committed
+		if err := st.Barrier(ctx); err != nil {
+			return nil, err
+		}
+		s.term.Store(term)
+	}
+	if err := st.VerifyLeader(ctx); err != nil {
+		return nil, err
+	}
+	if st.Term() != term {
+		return nil, warden.Errorf(warden.CodeNotLeader, "reading the state", "the leader changed meanwhile")
+	}
+	return st.View(), nil
+}
+
+// change is one attempt: the operations that a plan makes from a view, and what the reply and the log call it.
+type change struct {
+	ops    []*api.Operation
+	kind   api.Kind
+	id     string
+	action string
+	name   string
+	made   *api.Meta                // there is nothing to do: the object is as the caller wants it
+	create bool                     // the object with the ID is there afterwards
+	check  func(v *store.View) bool // where not nil: whether the state has what these operations put
+}
+
+// commit makes a change on the leader, and tries again on fresh state where somebody else was faster. Attempt n has the
+// request ID of the call and n, so that a call which is made again comes upon the stored result of the attempt that counted.
+func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, error)) (*api.ChangeReply, error) {
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, err := requestID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.fresh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	log := s.cfg.Logger.With("subject", actor.Kind+":"+actor.Name, "via", actor.Via, "request_id", id, "decision", "allow")
+	for attempt := range attemptsMax {
+		c, err := plan(v)
+		if err != nil {
+			log.Info("refused a request", "action", c.action, "resource", c.id, "code", string(warden.CodeOf(err)), "reason", err.Error())
+			return nil, err
+		}
+		if c.made != nil {
+			return &api.ChangeReply{Id: c.id, Version: c.made.Version, Index: c.made.Index}, nil
+		}
+		res, err := s.cfg.Store.Propose(ctx, &api.Command{Actor: actor, RequestId: attemptID(id, attempt), Operations: c.ops})
+		planned := v.Index()
+		v = s.cfg.Store.View()
+		if warden.CodeOf(err) == warden.CodeConflict {
+			continue
+		}
+		if err != nil {
+			log.Info("failed to change by request", "action", c.action, "resource", c.id, "name", c.name, "code", string(warden.CodeOf(err)))
+			return nil, err
+		}
+		if c.check != nil && !c.check(v) {
+			continue
+		}
+		if c.create && res.Index <= planned && v.Object(c.kind, c.id) == nil { // the result is an old one
+			return nil, usedBefore(c.action)
+		}
+		log.Info("changed by request", "action", c.action, "resource", c.id, "name", c.name, "index", res.Index)
+		reply := &api.ChangeReply{Id: c.id, Index: res.Index}
+		if _, record := store.Unwrap(v.Object(c.kind, c.id)); record != nil {
+			reply.Version = record.GetMeta().GetVersion()
+		}
+		return reply, nil
+	}
+	return nil, warden.Hint(warden.Errorf(warden.CodeConflict, "changing the state", "others changed the same object %d times meanwhile", attemptsMax), "try again")
+}
+
+func usedBefore(op string) error {
+	return warden.Hint(warden.Errorf(warden.CodeInvalid, op, "the request ID was used for another request"), "give each request an ID of its own")
+}
+
+// attemptID returns the request ID of an attempt's command. '#' is in no caller's request ID.
+func attemptID(id string, attempt int) string {
+	if attempt == 0 {
+		return id
+	}
+	return id + "#" + strconv.Itoa(attempt)
+}
+
+// newID returns the ID of what a call creates: by its kind and the request ID, so that a call that is made again means the
+// same object. Request IDs are random unless the caller chose its own.
+func (s *Server) newID(ctx context.Context, kind api.Kind) (context.Context, string, error) {
+	request, err := requestID(ctx)
+	if err != nil {
+		return ctx, "", err
+	}
+	sum := sha256.Sum256([]byte("warden object\x00" + s.cfg.ClusterID + "\x00" + store.Noun(kind) + "\x00" + request))
+	return context.WithValue(ctx, requestKey{}, request), warden.Base36(sum[:16], warden.IDLength), nil
+}
+
+// create returns the change that puts a new object, or what an earlier call with the request ID made of it.
+func create(v *store.View, op, name string, record store.Record, more ...*api.Operation) (change, error) {
+	kind, _ := store.Unwrap(store.Wrap(record))
+	c := change{kind: kind, id: record.GetId(), action: op, name: name, create: true, ops: append([]*api.Operation{store.Put(record, 0)}, more...)}
+	if o := v.Object(kind, c.id); o != nil {
+		if nameOf(o) != name {
+			return c, usedBefore(op)
+		}
+		_, record := store.Unwrap(o)
+		c.made = record.GetMeta()
+	}
+	return c, nil
+}
+
+// nameOf returns the name of a zone, service or secret.
+func nameOf(o *api.Object) string {
+	switch o := o.GetOf().(type) {
+	case *api.Object_Zone:
+		return o.Zone.GetName()
+	case *api.Object_Service:
+		return o.Service.GetSpec().GetName()
+	case *api.Object_Secret:
+		return o.Secret.GetName()
+	}
+	return ""
+}
+
+// remove deletes the object that a reference means; the apply says whether something needs it.
+func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.ChangeReply, error) {
+	id, err := requestID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithValue(ctx, requestKey{}, id)
+	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		c := change{kind: kind, id: ref, action: "remove " + store.Noun(kind), name: ref}
+		id, err := v.Resolve(kind, ref)
+		if err != nil {
+			return c, err
+		}
+		_, record := store.Unwrap(v.Object(kind, id))
+		c.id, c.ops = id, []*api.Operation{store.Delete(record)}
+		return c, nil
+	})
+	if warden.CodeOf(err) == warden.CodeNotFound {
+		if index, perr := s.done(ctx, kind, ref); perr != nil || index != 0 {
+			return &api.ChangeReply{Id: ref, Index: index}, perr
+		}
+	}
+	return reply, err
+}
+
+// done returns the index at which an earlier call with the same request ID removed what ref meant; 0 where none did. It
+// proposes to remove what is not there, at a version that nothing has: only a stored result can make that succeed.
+func (s *Server) done(ctx context.Context, kind api.Kind, ref string) (uint64, error) {
+	actor, err := actorOf(ctx)
+	if err != nil {
+		return 0, err
+	}
+	id, err := requestID(ctx)
+	if err != nil {
+		return 0, err
+	}
+	op := &api.Operation{Of: &api.Operation_Delete{Delete: &api.Delete{Kind: kind, Id: ref}}}
+	for attempt := range attemptsMax {
+		res, err := s.cfg.Store.Propose(ctx, &api.Command{Actor: actor, RequestId: attemptID(id, attempt), Operations: []*api.Operation{op}})
+		switch {
+		case err == nil:
+			return res.GetIndex(), nil
+		case res == nil: // nothing was decided
+			return 0, err
+		case warden.CodeOf(err) != warden.CodeConflict:
+			return 0, nil
+		}
+	}
+	return 0, nil
+}
