@@ -228,7 +228,7 @@ func TestRunFollowsServicesAndNodes(t *testing.T) {
 		r.want(web, "assigned@b:2 orphaned@a:1 running!@a:2 shutdown@b:2")
 
 		quiet := r.store.proposals()
-		time.Sleep(time.Hour)
+		time.Sleep(5 * time.Minute)
 		synctest.Wait()
 		if got := r.store.proposals(); got != quiet {
 			t.Errorf("%d proposals while nothing happened", got-quiet)
