@@ -25,6 +25,7 @@ func TestScript(t *testing.T) {
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("WARDEN_HOST", "unix://"+filepath.Join(env.WorkDir, "s.sock"))
+			env.Setenv("GORACE", "atexit_sleep_ms=0") // else each command of a race build waits a second at its end
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"daemon": startDaemon, "exits": exits},
