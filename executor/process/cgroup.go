@@ -21,6 +21,9 @@ const PidsMax = 512
 
 const cpuPeriod = 100_000 // microseconds
 
+// removeTime is how long the kernel is given to end what a cgroup holds: a process that was killed may be slow to go.
+const removeTime = 10 * time.Second
+
 // limits are what a task's cgroup holds it to; 0: no limit.
 type limits struct{ NanoCPUs, MemoryBytes int64 }
 
@@ -222,7 +225,7 @@ func (c cgroup) remove() error {
 
 // removeGroup removes one directory. The kernel lets go of a cgroup a little after its last process is gone.
 func removeGroup(path string) error {
-	deadline := time.Now().Add(2 * time.Second)
+	deadline := time.Now().Add(removeTime)
 	for {
 		for _, text := range members(path) {
 			if pid, err := strconv.Atoi(text); err == nil && pid > 1 {

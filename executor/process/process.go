@@ -15,7 +15,7 @@
 // are wiped; the task's directory holds neither a secret nor a command nor an environment; no process of a task has a right on
 // the host that "nobody" lacks; Remove leaves no file, mount, cgroup or process.
 //
-// It trusts the kernel, root on this host, and the state directory, which only root may open. References: namespaces(7),
+// It needs Linux 5.12. It trusts the kernel, root on this host, and the state directory, which only root may open. References: namespaces(7),
 // user_namespaces(7), pivot_root(2), seccomp(2), capabilities(7), cgroups(7).
 package process
 
@@ -383,8 +383,8 @@ func locked(dir string) bool {
 }
 
 const (
-	removing  = ".removing-" // prefix of a directory on its way out
-	startTime = 5 * time.Second
+	removing  = ".removing-"     // prefix of a directory on its way out
+	startTime = 10 * time.Second // for a supervisor to write its record
 )
 
 // Adopt returns the tasks of the state directory, as executor.Executor says. It also removes what was left half made or half

@@ -217,12 +217,18 @@ type resolver struct {
 	content []byte
 }
 
-// resolvConf returns what /etc/resolv.conf leads to where that lies in the host's /run, which tasks do not see.
+// resolvConf returns what /etc/resolv.conf leads to where it is a link into the host's /run, which tasks do not see.
 func resolvConf() (resolver, error) {
-	target, err := filepath.EvalSymlinks("/etc/resolv.conf")
-	if err != nil || !strings.HasPrefix(target, "/run/") {
-		return resolver{}, err
+	target, err := os.Readlink("/etc/resolv.conf")
+	if err != nil {
+		return resolver{}, nil // a file, or none
 	}
-	content, err := os.ReadFile(target)
+	if !filepath.IsAbs(target) {
+		target = filepath.Join("/etc", target)
+	}
+	if !strings.HasPrefix(target, "/run/") {
+		return resolver{}, nil
+	}
+	content, err := os.ReadFile("/etc/resolv.conf")
 	return resolver{target: target, content: content}, err
 }

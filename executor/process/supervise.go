@@ -30,7 +30,7 @@ const (
 
 // drainTime is how long a supervisor reads on when all of the task is gone: only a program that handed its output to a
 // process of another task can make it wait.
-const drainTime = time.Second
+const drainTime = 5 * time.Second
 
 // supervise is the life of a supervisor: it starts the task's init, is with it until its end, and writes down how it ended.
 // It holds no secret once the task's mount is made.
@@ -194,17 +194,22 @@ func (s *supervisor) attend(orders <-chan os.Signal) executor.Exit {
 		_ = readFrame(s.reports, &r)
 		end <- r
 	}()
-	var grace <-chan time.Time
+	var kill <-chan time.Time
+	var killAt time.Time
+	asked := false
 	for {
 		select {
 		case <-orders:
-			var o stopOrder
-			_ = readJSON(s.job.Dir, stopFile, &o) // without one: at once
-			if o.Grace > 0 {
+			o := stopOrder{Grace: warden.StopGraceDefault} // of whoever signals without a word: the system, shutting down
+			_ = readJSON(s.job.Dir, stopFile, &o)
+			if o.Grace > 0 && !asked {
 				_ = s.init.Process.Signal(unix.SIGTERM)
+				asked = true
 			}
-			grace = time.After(min(max(o.Grace, 0), warden.StopGraceMax))
-		case <-grace:
+			if at := time.Now().Add(o.Grace); kill == nil || at.Before(killAt) {
+				kill, killAt = time.After(o.Grace), at
+			}
+		case <-kill:
 			_ = s.init.Process.Kill() // the pid namespace goes with it
 		case r := <-end:
 			s.drain()

@@ -15,7 +15,7 @@ import (
 )
 
 // killSlack is how long after its grace a supervisor has to end a task before it is killed itself.
-const killSlack = 5 * time.Second
+const killSlack = 15 * time.Second
 
 // task is a handle. Everything but exit is set before others see it.
 type task struct {
@@ -38,12 +38,15 @@ func (t *task) find() error {
 		return err
 	}
 	fd, err := unix.PidfdOpen(t.pid, unix.PIDFD_NONBLOCK)
-	if !locked(t.dir) || err != nil { // with the lock held now, both were the supervisor
+	switch { // with the lock held now, both were the supervisor
+	case !locked(t.dir):
 		if err == nil {
 			unix.Close(fd)
 		}
 		t.end()
 		return nil
+	case err != nil:
+		return os.NewSyscallError("pidfd_open", err)
 	}
 	t.process = process
 	file := os.NewFile(uintptr(fd), "pidfd") // waited for by the runtime's poller, without a thread
