@@ -308,6 +308,9 @@ func (f *fake) Init(_ context.Context, r *api.InitRequest) (*api.InitReply, erro
 	if f.info.GetState() != "uninitialized" {
 		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeInitialized, "starting a cluster", "this daemon belongs to one already"), "leave it first"))
 	}
+	if r.GetAutolock() && (r.GetLeafTtlNs() != int64(90*24*time.Hour) || r.GetAvailability() != api.Availability_AVAILABILITY_ACTIVE) {
+		return nil, api.Error(warden.Errorf(warden.CodeInvalid, "starting a cluster", "the story asks for other settings"))
+	}
 	reply := &api.InitReply{ClusterId: "cluster", NodeId: "m1aaaaaaaaaaaaaaaaaaaaaaa"}
 	if r.GetAutolock() {
 		reply.UnlockKey, reply.UnlockKeyId = fakeUnlockKey, "key0000001"

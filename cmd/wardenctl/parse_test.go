@@ -28,7 +28,7 @@ func TestParseMemory(t *testing.T) {
 func TestParseCPUs(t *testing.T) {
 	for text, want := range map[string]int64{
 		"1": 1e9, "1.5": 15e8, "0.000000001": 1, ".5": 5e8,
-		"": 0, "0": 0, "-1": 0, "0.0000000001": 0, "1e3": 0, "half": 0, "9999999999999": 0,
+		"": 0, "0": 0, "-1": 0, "0.0000000001": 0, "1.0000000001": 0, "1e3": 0, "half": 0, "9999999999999": 0,
 	} {
 		got, err := parseCPUs(text)
 		if got != want || (err == nil) != (want > 0) {
@@ -175,6 +175,26 @@ func TestReadLimited(t *testing.T) {
 		data, err := readLimited("reading", strings.NewReader(strings.Repeat("x", size)), 10)
 		if warden.CodeOf(err) != want || err == nil && len(data) != size {
 			t.Errorf("readLimited(%d bytes, 10) = %d bytes, %v, want %q", size, len(data), err, want)
+		}
+	}
+}
+
+func TestEventFilters(t *testing.T) {
+	f, err := parseFilters([]string{"event=create", "name=web"}, "event", "name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		event *api.Event
+		want  bool
+	}{
+		{&api.Event{Action: "create", Name: "web-1"}, true},
+		{&api.Event{Action: "create", Name: "db"}, false},
+		{&api.Event{Action: "remove", Name: "web-1"}, false},
+		{&api.Event{Action: "resync"}, true}, // what was missed is not known
+	} {
+		if got := eventFits(c.event, f); got != c.want {
+			t.Errorf("eventFits(%v) = %v, want %v", c.event, got, c.want)
 		}
 	}
 }
