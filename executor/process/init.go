@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 
@@ -30,7 +29,6 @@ const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bi
 // runInit is the life of a task's process 1: it makes the root, gives up all rights, starts the program, passes signals on,
 // reaps, and ends with the program. With it ends all of the pid namespace.
 func runInit() int {
-	runtime.LockOSThread() // rights are a thread's; the program is started by this one
 	reports := os.NewFile(initReportFD, "report")
 	refuse := func(err error) int {
 		_ = writeFrame(reports, reportOf(err))

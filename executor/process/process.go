@@ -32,6 +32,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +62,14 @@ const (
 	superviseVerb = "internal-supervise"
 	initVerb      = "internal-init"
 )
+
+// A supervisor and an init stay on their first thread: rights are a thread's, and so is being somebody's parent for
+// PR_SET_PDEATHSIG.
+func init() {
+	if len(os.Args) > 1 && (os.Args[1] == superviseVerb || os.Args[1] == initVerb) {
+		runtime.LockOSThread()
+	}
+}
 
 // Main does the job of a supervisor or an init if args, which are os.Args, say so, and does not return then. Else it reports
 // false. It belongs first in main, and in TestMain of tests that start tasks.
@@ -101,6 +110,9 @@ func WithoutUserNamespaces(e *Executor) { e.userNS = false }
 
 // WithBindMounts mounts secrets as where detached mounts cannot be built. Then there are no user namespaces either.
 func WithBindMounts(e *Executor) { e.mounts = tmpfsmount.Bind }
+
+// WithoutCgroups leaves tasks without limits, as where no hierarchy is writable.
+func WithoutCgroups(e *Executor) { e.cgroups = nil }
 
 // New returns an executor that keeps tasks under stateDir, which it creates, and re-executes self, a path of this very
 // binary that everybody may execute ("/proc/self/exe"). It starts one task for a moment to see what this machine can do. Call

@@ -9,8 +9,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -135,6 +137,7 @@ func killedDaemon(t *testing.T, dir, script, secret string) (taskID string) {
 	t.Helper()
 	cmd := exec.Command(self, daemonVerb, dir, script)
 	cmd.Stdin = strings.NewReader(secret)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: []uint32{0, 42}}} // which no task may inherit
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -283,10 +286,10 @@ func TestCPULimit(t *testing.T) {
 func TestEndedUnderNoDaemon(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tasks")
 	e := open(t, dir)
-	killedDaemon(t, dir, "while test -d /proc/$$ && ! test $(cat /proc/uptime | cut -d. -f1) -gt 0; do :; done; echo done; exit 4", "x")
+	killedDaemon(t, dir, "while test -d /proc/$$ && ! test $(cat /proc/uptime | cut -d. -f1) -gt 0; do :; done; grep Groups: /proc/self/status; exit 4", "x")
 	task := adopt(t, e)
 	exit, err := task.Wait(t.Context())
-	if err != nil || exit.Code != 4 || logs(t, task) != "done\n" {
+	if err != nil || exit.Code != 4 || strings.TrimSpace(logs(t, task)) != "Groups:" {
 		t.Errorf("task ended with %+v, %v, log %q", exit, err, logs(t, task))
 	}
 }
@@ -307,10 +310,68 @@ func pids(t *testing.T, id string) (found []int) {
 	return found
 }
 
-// TestSupervisorKilled: all of the task dies with its supervisor, its secret with it, and Wait says so, in each mode and
-// also of a handle that was adopted.
-func TestSupervisorKilled(t *testing.T) {
+// supervisorOf returns the pid of the task's supervisor.
+func supervisorOf(t *testing.T, id string) int {
+	t.Helper()
+	for _, pid := range pids(t, id) {
+		if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(cmdline), "internal-supervise") {
+			return pid
+		}
+	}
+	t.Fatalf("task %s has no supervisor", id)
+	return 0
+}
+
+// TestInitHasNoRights: process 1 of a task, which is ours, has no more rights on this host than the program, and neither it
+// nor the supervisor can be looked into or dumps core.
+func TestInitHasNoRights(t *testing.T) {
 	for _, options := range [][]process.Option{nil, {process.WithoutUserNamespaces}} {
+		e := open(t, filepath.Join(t.TempDir(), "tasks"), options...)
+		task, err := e.Start(t.Context(), executor.Spec{TaskID: warden.NewID(), Image: process.Image, Command: []string{"/bin/sleep", "60"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer task.Remove(context.Background())
+		supervisor := supervisorOf(t, task.ID())
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", supervisor, supervisor))
+		if err != nil {
+			t.Skip("this kernel does not list children")
+		}
+		init := strings.TrimSpace(string(children))
+		status, err := os.ReadFile("/proc/" + init + "/status")
+		if err != nil {
+			t.Fatalf("init %q: %v", children, err)
+		}
+		for _, want := range []string{"\nCapEff:\t0000000000000000\n", "\nCapPrm:\t0000000000000000\n", "\nCapBnd:\t0000000000000000\n", "\nNoNewPrivs:\t1\n", "\nSeccomp:\t2\n", "\nGroups:\t \n"} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("status of init lacks %q:\n%s", want, status)
+			}
+		}
+		for who, path := range map[string]string{"init": "/proc/" + init, "supervisor": fmt.Sprintf("/proc/%d", supervisor)} {
+			var s unix.Stat_t // what is not dumpable belongs to root, or to root of its namespace
+			if err := unix.Stat(path+"/environ", &s); err != nil || who == "supervisor" && s.Uid != 0 {
+				t.Errorf("%s: owner %d, %v", who, s.Uid, err)
+			}
+			if limits, err := os.ReadFile(path + "/limits"); err != nil || !strings.Contains(string(limits), "Max core file size        0                    0") {
+				t.Errorf("%s may dump core: %s, %v", who, limits, err)
+			}
+		}
+		if uid := regexp.MustCompile(`\nUid:\t(\d+)\t(\d+)\t(\d+)\t(\d+)\n`).FindStringSubmatch(string(status)); uid == nil {
+			t.Errorf("status of init has no uid:\n%s", status)
+		} else {
+			for _, text := range uid[1:] {
+				if n, err := strconv.Atoi(text); err != nil || n < 100_000 {
+					t.Errorf("init has uid %s of the host", text)
+				}
+			}
+		}
+	}
+}
+
+// TestSupervisorKilled: all of the task dies with its supervisor, its secret with it, and Wait says so, in each mode and
+// also of a handle that was adopted. Without cgroups nothing but the kernel sees to it.
+func TestSupervisorKilled(t *testing.T) {
+	for _, options := range [][]process.Option{nil, {process.WithoutCgroups}, {process.WithoutCgroups, process.WithoutUserNamespaces}} {
 		dir := filepath.Join(t.TempDir(), "tasks")
 		e := open(t, dir, options...)
 		id := warden.NewID()
@@ -322,14 +383,9 @@ func TestSupervisorKilled(t *testing.T) {
 		firstLine(t, task)
 		adopted := adopt(t, open(t, dir, options...))
 		running := pids(t, id)
-		var supervisor int
-		for _, pid := range running {
-			if cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); strings.Contains(string(cmdline), "internal-supervise") {
-				supervisor = pid
-			}
-		}
-		if supervisor == 0 || len(running) < 2 {
-			t.Fatalf("processes of the task: %v, supervisor %d", running, supervisor)
+		supervisor := supervisorOf(t, id)
+		if len(running) < 2 {
+			t.Fatalf("processes of the task: %v", running)
 		}
 		if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
 			t.Fatal(err)
@@ -343,8 +399,10 @@ func TestSupervisorKilled(t *testing.T) {
 		if err := adopted.Remove(t.Context()); err != nil {
 			t.Error(err)
 		}
-		if left := pids(t, id); len(left) > 0 {
-			t.Errorf("processes %v outlived the supervisor", left)
+		for deadline := time.Now().Add(10 * time.Second); len(pids(t, id)) > 0; {
+			if time.Now().After(deadline) {
+				t.Fatalf("processes %v outlived the supervisor", pids(t, id))
+			}
 		}
 	}
 }

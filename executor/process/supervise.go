@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -35,7 +34,6 @@ const drainTime = 5 * time.Second
 // supervise is the life of a supervisor: it starts the task's init, is with it until its end, and writes down how it ended.
 // It holds no secret once the task's mount is made.
 func supervise() int {
-	runtime.LockOSThread() // init gets SIGKILL when the thread that started it ends
 	signal.Ignore(unix.SIGHUP, unix.SIGINT, unix.SIGPIPE)
 	orders := make(chan os.Signal, 8)
 	signal.Notify(orders, unix.SIGTERM)
