@@ -1,12 +1,10 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -277,16 +275,3 @@ func (c *six) noCanaryAtRest(t testing.TB) {
 		t.Errorf("a mount of secrets shows on the host:\n%s", mounts)
 	}
 }
-
-// TestStatusJSON wants one screen's facts as JSON, too.
-func statusOf(t testing.TB, h *testcluster.Host) map[string]any {
-	t.Helper()
-	out, _, _ := h.Try("status", "--format", "json")
-	var m map[string]any
-	if err := json.Unmarshal([]byte(out), &m); err != nil {
-		t.Fatalf("status --format json = %q: %v", out, err)
-	}
-	return m
-}
-
-var _ = syscall.SIGSTOP

@@ -27,13 +27,22 @@ func (m *Manager) judge(name string, id ca.Identity, live bool) error {
 	return judge(m.store.View(), name, id, live)
 }
 
-// pinned reports whether the record of the subject holds the key of its leaf.
+// pinned reports whether the record of the subject holds the key of its leaf. Where the replica is still empty after a
+// restart, the node's own list of managers says: or a cluster that was off for longer than a leaf lives never met again.
 func (m *Manager) pinned(id ca.Identity) bool {
 	v := m.store.View()
 	if t := v.Tombstone(id.NodeID); t != nil {
 		return slices.ContainsFunc(t.KeyHashes, func(h []byte) bool { return bytes.Equal(h, id.KeyHash[:]) })
 	}
-	return hasKey(v.Node(id.NodeID), id.KeyHash)
+	if n := v.Node(id.NodeID); n != nil || m.ready.Load() {
+		return hasKey(n, id.KeyHash)
+	}
+	for _, i := range m.cfg.Known().GetManagers() {
+		if i.NodeId == id.NodeID {
+			return slices.ContainsFunc(i.KeyHashes, func(h []byte) bool { return bytes.Equal(h, id.KeyHash[:]) })
+		}
+	}
+	return false
 }
 
 func hasKey(n *api.Node, h [32]byte) bool {
