@@ -95,6 +95,17 @@ func TestRequestsAreForgottenInOrder(t *testing.T) {
 	if r := w.command(commands[0]); r.Index <= index {
 		t.Error("the oldest request is remembered beyond the bound")
 	}
+
+	// A state that was restored forgets the same.
+	twin := *w
+	twin.s = restored(t, w.s)
+	more := storetest.Command()
+	more.TimeNs = w.now
+	w.command(more)
+	twin.command(more)
+	if !bytes.Equal(w.snapshot(), twin.snapshot()) {
+		t.Error("a restored state forgets other requests")
+	}
 }
 
 func TestI12EveryCommandHasAnAuthor(t *testing.T) {
@@ -229,6 +240,21 @@ func TestExposureIsDerived(t *testing.T) {
 	}
 }
 
+// The other way round: the version goes first, then the node.
+func TestExposureOutlivesItsVersion(t *testing.T) {
+	w := newWorld(t)
+	w.ok(storetest.Report(w.running, api.TaskState_TASK_COMPLETE), store.Delete(w.s.View().Service(w.web.Id)), store.Delete(w.s.View().Task(w.webTask.Id)))
+	w.ok(store.Delete(w.s.View().Secret(w.open.Id)))
+	if len(w.s.View().ExposuresByNode(w.worker.Id)) != 1 {
+		t.Fatal("the exposure is gone with its version")
+	}
+	w.ok(store.Put(&api.Tombstone{Id: w.worker.Id, Role: api.Role_ROLE_WORKER}, 0))
+	w.ok(store.Delete(w.s.View().Node(w.worker.Id)))
+	if len(w.s.View().Exposures()) != 0 {
+		t.Fatal("the exposure has outlived both")
+	}
+}
+
 func TestI6SecretStaysOutOfOtherZones(t *testing.T) {
 	w := newWorld(t)
 	w.ok(store.Put(storetest.Placed(w.vaultTask, w.pci.Id), 1)) // where it may
@@ -277,9 +303,11 @@ func TestReports(t *testing.T) {
 	if got := w.s.View().Task(w.webTask.Id).Status.State; got != api.TaskState_TASK_PENDING {
 		t.Errorf("the task that is not placed is %s", got.Word())
 	}
-	version := w.s.View().Task(w.running.Id).Meta.Version
-	w.ok(storetest.Report(w.running, api.TaskState_TASK_FAILED))
-	if got := w.s.View().Task(w.running.Id).Meta.Version; got != version {
+	fresh := storetest.Placed(w.webTask, w.worker.Id)
+	w.ok(store.Put(fresh, 1), storetest.Report(fresh, api.TaskState_TASK_RUNNING))
+	version := w.s.View().Task(fresh.Id).Meta.Version
+	w.ok(storetest.Report(fresh, api.TaskState_TASK_RUNNING))
+	if got := w.s.View().Task(fresh.Id).Meta.Version; got != version || len(w.lastKeys) != 0 {
 		t.Errorf("a report without news made version %d of %d", got, version)
 	}
 }

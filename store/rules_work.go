@@ -94,7 +94,7 @@ func (x *tx) ruleTask(old, next *api.Task) error {
 		}
 	}
 	if next.GetNodeId() != "" && old.GetNodeId() == "" {
-		return x.place(old, next)
+		return x.place(next)
 	}
 	return nil
 }
@@ -116,13 +116,13 @@ func checkTaskStates(t *api.Task) error {
 }
 
 // place judges the placement of next, and records what its node will get to see (I6).
-func (x *tx) place(old, next *api.Task) error {
+func (x *tx) place(next *api.Task) error {
 	noFit := func(format string, args ...any) error { return warden.Errorf(warden.CodeNoFit, "", format, args...) }
 	node := as[*api.Node](x.find(api.Kind_KIND_NODE, next.GetNodeId()))
 	switch {
 	case next.GetStatus().GetState().Ended():
 		return noFit("it has ended")
-	case next.GetDesiredState() != api.TaskState_TASK_RUNNING || old != nil && old.GetDesiredState() != api.TaskState_TASK_RUNNING:
+	case next.GetDesiredState() != api.TaskState_TASK_RUNNING:
 		return noFit("it is to end")
 	case node == nil:
 		return noFit("there is no node %s", clip(next.GetNodeId()))
