@@ -349,7 +349,7 @@ func (d *Daemon) evicted(r *api.EvictRequest) {
 		d.halt()
 		d.set(func() {
 			d.state, d.identity = StateEvicted, nil
-			d.message = "node " + r.NodeId + " was removed from its cluster; all it held is wiped"
+			d.message = "node " + r.NodeId + ", all that it held is wiped"
 		})
 		if err := d.wipe(); err != nil {
 			d.fail(err)
