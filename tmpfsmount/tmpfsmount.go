@@ -174,9 +174,6 @@ func fill(file int, f File) error {
 	if err := unix.Fchmod(file, f.Mode); err != nil {
 		return err
 	}
-	if f.Data.Len() == 0 {
-		return nil
-	}
 	return f.Data.Use(func(b []byte) error {
 		for len(b) > 0 {
 			n, err := unix.Write(file, b)

@@ -191,6 +191,7 @@ func testEnvironment(t *testing.T, s suite) {
 	t.Setenv("WARDEN_CANARY", "of the daemon")
 	spec := s.spec(`set -e; test "$GREETING" = 'a b=c'; test -n "$PATH"; test "$#" = 0; test -z "$WARDEN_CANARY"
 		test "$(umask)" = 0022; test "$(ulimit -c)" = 0; test "$(cat <&0 | wc -c)" = 0; echo x > file; test "$(cat file)" = x
+		test "$(grep -c '^Sig\(Ign\|Blk\):.0000000000000000' /proc/self/status)" = 2
 		test "$(ls -l /proc/self/fd | wc -l)" = 5`) // three, the directory, and the line "total"
 	spec.Env = []string{"GREETING=a b=c"}
 	task := s.start(t, spec)

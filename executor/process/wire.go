@@ -132,9 +132,6 @@ func (j job) send(w io.Writer, secrets []executor.SecretFile) error {
 		return err
 	}
 	for _, s := range secrets {
-		if s.Data.Len() == 0 {
-			continue
-		}
 		if err := s.Data.Use(func(b []byte) error { _, err := w.Write(b); return err }); err != nil {
 			return err
 		}
