@@ -461,6 +461,39 @@ func TestAppliedReachesCommitWithoutCommands(t *testing.T) {
 	})
 }
 
+// raft says that an entry is applied as soon as it has handed it over; a lease must not count that.
+func TestAppliedNeverPrecedesTheView(t *testing.T) {
+	s := storetest.New(t)
+	secret := storetest.Secret("s")
+	r := storetest.Propose(t, s, store.Put(secret, 0), store.Put(storetest.SecretVersion(secret, 1), 0))
+	var wg sync.WaitGroup
+	done := make(chan struct{})
+	for worker := range uint64(8) {
+		wg.Go(func() {
+			var ops []*api.Operation
+			for i := range uint64(500) { // takes its time to apply
+				ops = append(ops, store.Put(storetest.SecretVersion(secret, 2+worker*500+i), 0))
+			}
+			if _, err := s.Propose(t.Context(), storetest.Command(ops...)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	defer wg.Wait()
+	go func() { wg.Wait(); close(done) }()
+	for {
+		applied := s.AppliedIndex() // from r.Index on all entries are commands
+		if seen := s.View().Index(); applied >= r.Index && seen < applied {
+			t.Fatalf("applied is %d, the view is of %d", applied, seen)
+		}
+		select {
+		case <-done:
+			return
+		default:
+		}
+	}
+}
+
 func TestClockBehindRefusesToPropose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var behind atomic.Int64
