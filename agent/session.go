@@ -239,7 +239,9 @@ func (a *Agent) put(record *api.Task) {
 	if t == nil {
 		t = newTask(record.GetId(), record)
 		a.tasks[t.id] = t
-		if record.GetDesiredState() == api.TaskState_TASK_RUNNING && record.GetStatus().GetState() >= api.TaskState_TASK_STARTING {
+		if record.GetStatus().GetState().Ended() { // named for its log, which is not here
+			t.status = api.Clone(record.GetStatus())
+		} else if record.GetDesiredState() == api.TaskState_TASK_RUNNING && record.GetStatus().GetState() >= api.TaskState_TASK_STARTING {
 			// It may have run here before the machine or its executor lost it.
 			t.status = &api.TaskStatus{State: api.TaskState_TASK_FAILED, Message: "lost", Error: "this node does not have the task any more",
 				TimeNs: time.Now().UnixNano()}

@@ -198,6 +198,12 @@ func (c *cluster) setDesired(id string, state api.TaskState) {
 	})
 }
 
+// remove deletes the record of an ended task, as the orchestrator does in time.
+func (c *cluster) remove(taskID string) {
+	c.t.Helper()
+	storetest.Propose(c.t, c.store, store.Delete(c.store.View().Task(taskID)))
+}
+
 // TestSession goes through the life of tasks over one session: complete set, states back, diffs, stop, removal.
 func TestSession(t *testing.T) {
 	var web, once, bad *api.Task
@@ -216,7 +222,12 @@ func TestSession(t *testing.T) {
 	if f := c.exec.files[0]; f.Mode != 0o400 || f.Data.Use(func([]byte) error { return nil }) == nil {
 		t.Errorf("the secret has mode %o, or was not wiped after the start", f.Mode)
 	}
-	c.await("ended tasks to go from the node", func() bool { return slices.Equal(c.agent.Tasks(), []string{web.Id}) })
+	if got := len(c.agent.Tasks()); got != 3 {
+		t.Errorf("the node has %d tasks, want 3: ended ones stay for their logs", got)
+	}
+	c.remove(once.Id)
+	c.remove(bad.Id)
+	c.await("ended tasks without a record to go from the node", func() bool { return slices.Equal(c.agent.Tasks(), []string{web.Id}) })
 	if claims := c.dispatcher.Claims(); len(claims) != 1 || claims[0].NodeId != c.node.Id || claims[0].Ip != "192.0.2.7" || claims[0].Description.GetHostname() != "n1" || claims[0].SeenNs == 0 {
 		t.Errorf("Claims() = %v", claims)
 	}
@@ -236,6 +247,7 @@ func TestSession(t *testing.T) {
 	}
 	c.setDesired(web.Id, api.TaskState_TASK_SHUTDOWN)
 	c.awaitState(web.Id, api.TaskState_TASK_SHUTDOWN)
+	c.remove(web.Id)
 	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == 0 && !c.exec.has(web.Id) })
 }
 
@@ -263,6 +275,7 @@ func TestRestart(t *testing.T) {
 	c.agent = c.newAgent()
 	c.runAgent()
 	c.awaitState(lost.Id, api.TaskState_TASK_FAILED)
+	c.remove(lost.Id)
 	c.await("the stray task to go", func() bool { return slices.Equal(c.agent.Tasks(), []string{web.Id}) })
 	if n := c.exec.starts(); n != 2 {
 		t.Errorf("%d starts, want 2", n)
@@ -340,6 +353,7 @@ func TestLargeAssignment(t *testing.T) {
 	c.await("a session", func() bool { m, _ := c.agent.Session(); return m != "" })
 	c.setDesired(tasks[0].Id, api.TaskState_TASK_SHUTDOWN)
 	c.awaitState(tasks[0].Id, api.TaskState_TASK_SHUTDOWN)
+	c.remove(tasks[0].Id)
 	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == len(tasks)-1 })
 	if n := c.exec.starts(); n != len(tasks) {
 		t.Errorf("%d starts, want %d", n, len(tasks))

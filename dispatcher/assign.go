@@ -55,7 +55,7 @@ type refusal struct{ taskID, reason string }
 
 // wanted returns what the node should have by this view, and the tasks that it should not although they name it (I6).
 // A secret version counts only while a task that has not ended, with desired state running, refers to it. An ended task stays
-// until its record goes, so that its logs can be read; an orphaned one was given up, and is wiped. broken are versions that
+// until its record goes, so that its logs can be read, as far as there is room; an orphaned one was given up, and is wiped. broken are versions that
 // could not be opened. Pure.
 func wanted(v view, nodeID string, broken map[version]string) (assignment, []refusal) {
 	node := v.Node(nodeID)
@@ -65,25 +65,38 @@ func wanted(v view, nodeID string, broken map[version]string) (assignment, []ref
 	}
 	known := func(zone string) bool { return v.Zone(zone) != nil }
 	var refused []refusal
+	var ended []*api.Task
 	for _, task := range v.TasksByNode(nodeID) {
 		state := task.GetStatus().GetState()
 		if task.GetNodeId() != nodeID || state == api.TaskState_TASK_ORPHANED {
 			continue
 		}
-		if state.Ended() && task.GetDesiredState() == api.TaskState_TASK_RUNNING {
-			task = api.Clone(task)
-			task.DesiredState = api.TaskState_TASK_SHUTDOWN // whatever became of it on the node: it is not started again
-		}
-		needs, reason := admit(v, node, task, known, broken)
-		if reason != "" && state.Ended() {
+		if state.Ended() {
+			ended = append(ended, task)
 			continue
 		}
+		needs, reason := admit(v, node, task, known, broken)
 		if reason != "" {
 			refused = append(refused, refusal{task.GetId(), reason})
 			continue
 		}
 		want.tasks[task.GetId()] = task
 		maps.Copy(want.secrets, needs)
+	}
+	slices.SortFunc(ended, func(a, b *api.Task) int { // newest first: the node takes only so many
+		return cmp.Or(cmp.Compare(b.GetMeta().GetIndex(), a.GetMeta().GetIndex()), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	for _, task := range ended {
+		if len(want.tasks) >= warden.AssignTasksMax {
+			break
+		}
+		if task.GetDesiredState() == api.TaskState_TASK_RUNNING {
+			task = api.Clone(task)
+			task.DesiredState = api.TaskState_TASK_SHUTDOWN // whatever became of it on the node: it is not started again
+		}
+		if _, reason := admit(v, node, task, known, broken); reason == "" {
+			want.tasks[task.GetId()] = task
+		}
 	}
 	return want, refused
 }

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"pgregory.net/rapid"
 
+	"warden"
 	"warden/api"
 )
 
@@ -173,4 +174,21 @@ func TestI6Wanted(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestEndedTasksAsRoomAllows: they never push the assignment over what a node takes, and the newest stay.
+func TestEndedTasksAsRoomAllows(t *testing.T) {
+	v := &fakeView{nodes: map[string]*api.Node{"n": {Id: "n", Zone: "a"}}, zones: map[string]bool{"a": true}}
+	for i := range warden.AssignTasksMax + 10 {
+		task := &api.Task{Id: fmt.Sprint("t", i), Meta: &api.Meta{Index: uint64(i + 1)}, NodeId: "n", DesiredState: api.TaskState_TASK_RUNNING,
+			Status: &api.TaskStatus{State: api.TaskState_TASK_FAILED}, Spec: &api.TaskSpec{Zone: "a"}}
+		if i == 0 {
+			task.Status.State = api.TaskState_TASK_RUNNING
+		}
+		v.tasks = append(v.tasks, task)
+	}
+	want, _ := wanted(v, "n", nil)
+	if len(want.tasks) != warden.AssignTasksMax || want.tasks["t0"] == nil || want.tasks["t1"] != nil || want.tasks[fmt.Sprint("t", warden.AssignTasksMax+9)] == nil {
+		t.Errorf("%d tasks, want %d: the running one and the newest", len(want.tasks), warden.AssignTasksMax)
+	}
 }

@@ -260,7 +260,7 @@ func (s *session) repeat() {
 	defer s.mu.Unlock()
 	for id, report := range s.told {
 		switch task := v.Task(id); {
-		case task == nil:
+		case task == nil, task.GetStatus().GetState().Ended():
 			delete(s.told, id)
 		case task.GetStatus().GetState() < report.GetStatus().GetState():
 			s.d.reports.add(s.peer.NodeID, report)
