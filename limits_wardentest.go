@@ -9,3 +9,10 @@ const LeafTTLMin = 5 * time.Second
 
 // PinStale in the test build.
 const PinStale = 5 * time.Second
+
+// Snapshots in the test build.
+const (
+	SnapshotInterval  = 2 * time.Second
+	SnapshotThreshold = 64
+	SnapshotTrailing  = 32
+)

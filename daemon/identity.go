@@ -200,7 +200,7 @@ func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err e
 	if next.Key, err = keyBytes(i.pending); err != nil {
 		return false, false, err
 	}
-	recipient := i.recipient
+	var recipient *autolock.Recipient
 	if leaf.Role == ca.RoleManager {
 		if recipient, err = recipientOf(r.Lock); err != nil {
 			return false, false, warden.Wrap(op, err)
@@ -211,7 +211,7 @@ func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err e
 			}
 		}
 	} else {
-		next.Keyring, recipient = nil, nil
+		next.Keyring = nil
 	}
 	promoted = leaf.Role == ca.RoleManager && i.id.Role != ca.RoleManager
 	demoted = leaf.Role != ca.RoleManager && i.id.Role == ca.RoleManager

@@ -3,7 +3,6 @@ package manager
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/x509"
 	"fmt"
 	"net"
@@ -109,11 +108,9 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		return nil, warden.Wrap(op, err)
 	}
 	n.LeafNotBeforeNs, n.LeafNotAfterNs = validity(n.Leaf)
-	// The request is the join itself: a repeat that reaches another manager at the same time is the same command.
-	request := sha256.Sum256(append([]byte(a.TokenID), a.KeyHash[:]...))
 	res, err := m.propose(ctx, &api.Command{
 		Actor:     &api.Actor{Kind: "node", Name: n.Id, Via: m.cfg.NodeID},
-		RequestId: "join-" + warden.Base36(request[:], 50),
+		RequestId: warden.NewID(), // a repeat that crosses this one is told by its key, which no two nodes share
 		Operations: []*api.Operation{
 			{Of: &api.Operation_UseToken{UseToken: &api.UseToken{TokenId: t.Id}}},
 			{Of: &api.Operation_Put{Put: &api.Put{Object: &api.Object{Of: &api.Object_Node{Node: n}}}}},

@@ -67,7 +67,6 @@ type Manager struct {
 	limiter    *join.Limiter
 	ready      atomic.Bool
 	report     chan struct{} // asks for a report to the leader now
-	tasks      chan []*api.NodeTaskReport
 	reconcile  chan struct{} // asks for a look at the membership now
 
 	cancel context.CancelCauseFunc

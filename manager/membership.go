@@ -91,41 +91,56 @@ func (m *Manager) follow(ctx context.Context) error {
 // commits between two reports.
 const promotionLag = 1000
 
-// CanRemoveManager refuses a step that would lose quorum, with the arithmetic. Errors: CodeNoQuorum.
+// CanRemoveManager refuses a step that would lose quorum, with the arithmetic. Only managers that report after the call
+// began count as reachable: one that died a second ago looks alive until its next report is missed. So it takes up to a
+// second, or LeasePush before it refuses. Errors: CodeNoQuorum.
 func (m *Manager) CanRemoveManager(id string) error {
 	members, err := m.store.Configuration()
 	if err != nil {
 		return err
 	}
-	var voters, reachable int
-	var silent []string
+	var voters []string
 	isVoter := false
 	for _, member := range members {
-		if !member.Voter {
-			continue
-		}
-		if member.ID == id {
-			isVoter = true
-			continue
-		}
-		voters++
-		if m.Reachable(member.ID) {
-			reachable++
-		} else {
-			silent = append(silent, member.ID)
+		switch {
+		case member.ID == id:
+			isVoter = member.Voter
+		case member.Voter:
+			voters = append(voters, member.ID)
 		}
 	}
 	if !isVoter {
 		return nil
 	}
+	start := time.Now()
+	tick := time.NewTicker(warden.HeartbeatPeriod / 40)
+	defer tick.Stop()
+	for {
+		var silent []string
+		for _, v := range voters {
+			if r, ok := m.live.reported(v); v != m.cfg.NodeID && (!ok || r.at.Before(start)) {
+				silent = append(silent, v)
+			}
+		}
+		err := quorumWithout(id, voters, silent)
+		if err == nil || time.Since(start) > warden.LeasePush {
+			return err
+		}
+		<-tick.C
+	}
+}
+
+// quorumWithout refuses where the voters that would remain without a manager, less the silent among them, are no majority.
+// Pure.
+func quorumWithout(id string, voters, silent []string) error {
 	op := "removing manager " + id
-	if voters == 0 {
+	if len(voters) == 0 {
 		return warden.Hint(warden.Errorf(warden.CodeNoQuorum, op, "it is the only voting manager: the cluster would have none"),
 			"promote another node first and wait until `wardenctl node ls` shows it as reachable")
 	}
-	if need := voters/2 + 1; reachable < need {
+	if reachable, need := len(voters)-len(silent), len(voters)/2+1; reachable < need {
 		return warden.Hint(warden.Errorf(warden.CodeNoQuorum, op,
-			"of the %d managers that would remain, %d reachable, and %d are needed for a majority", voters, reachable, need),
+			"of the %d managers that would remain, %d reachable, and %d are needed for a majority", len(voters), reachable, need),
 			fmt.Sprintf("bring back or replace %v first", silent))
 	}
 	return nil

@@ -15,8 +15,6 @@ import (
 // Bounds of raft.
 const (
 	heartbeatDefault         = 500 * time.Millisecond
-	snapshotThresholdDefault = 8192
-	trailingLogsDefault      = 10240
 	snapshotsKept            = 2
 	appendEntriesMax         = 128 // entries of one append, each at most warden.CommandBytes
 	logCacheEntries          = 512 // likewise held in memory
@@ -111,11 +109,12 @@ func raftConfig(cfg Config) *raft.Config {
 	c.NoSnapshotRestoreOnStart = false
 	c.PreVoteDisabled = false
 	c.NoLegacyTelemetry = true
-	c.SnapshotThreshold = snapshotThresholdDefault
+	c.SnapshotInterval = warden.SnapshotInterval
+	c.SnapshotThreshold = warden.SnapshotThreshold
 	if cfg.SnapshotThreshold > 0 {
 		c.SnapshotThreshold = cfg.SnapshotThreshold
 	}
-	c.TrailingLogs = trailingLogsDefault
+	c.TrailingLogs = warden.SnapshotTrailing
 	if cfg.TrailingLogs > 0 {
 		c.TrailingLogs = cfg.TrailingLogs
 	}

@@ -301,7 +301,13 @@ func TestRules(t *testing.T) {
 			return ops{put(w.s.View().SecretVersion(w.open.Id, 1), func(v *api.SecretVersion) { v.Ciphertext = []byte("x") })}
 		}},
 		{"secret version: re-sealed", "", func(w *world) ops {
+			w.ok(updateCluster(func(c *api.Cluster) { c.KeysetGeneration = 2 })(w)...)
 			return ops{put(w.s.View().SecretVersion(w.open.Id, 1), func(v *api.SecretVersion) { v.WrappedKey, v.KeysetGeneration = []byte("x"), 2 })}
+		}},
+		{"secret version: sealed under a keyset that was rotated away", warden.CodeConflict, func(w *world) ops {
+			w.ok(updateCluster(func(c *api.Cluster) { c.KeysetGeneration = 2 })(w)...)
+			s := storetest.Secret("late")
+			return ops{store.Put(s, 0), store.Put(storetest.SecretVersion(s, 1), 0)}
 		}},
 		{"secret version: used", warden.CodeInUse, func(w *world) ops { return ops{remove(w.s.View().SecretVersion(w.open.Id, 1))} }},
 		{"secret version: unused", "", func(w *world) ops { return ops{remove(w.s.View().SecretVersion(w.open.Id, 2))} }},

@@ -291,6 +291,10 @@ func (x *tx) ruleSecretVersion(old, next *api.SecretVersion) error {
 	if err := checkSecretVersion(next); err != nil {
 		return err
 	}
+	if c := x.cluster(); c != nil && next.GetKeysetGeneration() != c.GetKeysetGeneration() {
+		// Sealed under a key that a rotation has just replaced, and is about to drop: seal it again.
+		return warden.Errorf(warden.CodeConflict, "", "the value is sealed under generation %d of the keyset", next.GetKeysetGeneration())
+	}
 	if old != nil { // re-sealed under a newer keyset
 		if next.GetKeysetGeneration() < old.GetKeysetGeneration() {
 			return invalid("generations never fall")

@@ -48,8 +48,8 @@ type Config struct {
 	Sealer            Sealer         // of the node
 	Transport         raft.Transport // closed by Close where it is a raft.WithClose; its address is the node ID
 	Logger            *slog.Logger
-	SnapshotThreshold uint64           // entries after which a snapshot is taken; 0: 8192
-	TrailingLogs      uint64           // entries kept behind a snapshot; 0: 10240
+	SnapshotThreshold uint64           // entries after which a snapshot is taken; 0: warden.SnapshotThreshold
+	TrailingLogs      uint64           // entries kept behind a snapshot; 0: warden.SnapshotTrailing
 	Heartbeat         time.Duration    // heartbeat and election timeout; 0: 500 ms. The leader's lease is half of it.
 	Now               func() time.Time // nil: time.Now
 	Stores            *Stores          // nil: sealed files in Dir. Tests keep them in memory.

@@ -97,7 +97,6 @@ type Host struct {
 	Args                                []string
 	cmd                                 *exec.Cmd
 	exited                              chan struct{}
-	log                                 *os.File
 }
 
 // Host starts a daemon with an address of its own and waits for its socket. args go to `warden run`.

@@ -331,6 +331,7 @@ func TestAMemberCannotSpeakForAnother(t *testing.T) {
 	for name, call := range map[string]func(*rafttransport.Transport) error{
 		"heartbeat": func(tr *rafttransport.Transport) error {
 			return tr.AppendEntries(raft.ServerID(leader.id), raft.ServerAddress(leader.id),
+				//lint:ignore SA1019 the old field has to be checked as well
 				&raft.AppendEntriesRequest{RPCHeader: header(alice), Term: term + 100, Leader: []byte(alice)}, &raft.AppendEntriesResponse{})
 		},
 		"append": func(tr *rafttransport.Transport) error {

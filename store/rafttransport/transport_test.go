@@ -75,6 +75,7 @@ func header(id string) raft.RPCHeader {
 
 // heartbeat is what raft sends as one: only term and leader are set.
 func heartbeat(h raft.RPCHeader) *raft.AppendEntriesRequest {
+	//lint:ignore SA1019 the old field has to be checked as well
 	return &raft.AppendEntriesRequest{RPCHeader: h, Term: 7, Leader: h.Addr}
 }
 
