@@ -1,16 +1,20 @@
 package warden_test
 
 import (
+	"bufio"
 	"fmt"
 	"go/parser"
 	"go/token"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"warden/internal/testcluster"
 )
@@ -248,4 +252,141 @@ func checkCommandLine(t *testing.T, bin, path string, call []string) {
 		return
 	}
 	t.Errorf("%s: %q: %s shows no help", path, strings.Join(call, " "), call[0])
+}
+
+// step is one command of the transcript and what it prints, as shown.
+type step struct {
+	command string
+	shown   []string
+}
+
+// transcript returns the steps of README's first block of code.
+func transcript(t *testing.T) (steps []step) {
+	t.Helper()
+	_, block, _ := strings.Cut(document(t, "README.md"), "\n```\n")
+	block, _, ok := strings.Cut(block, "```")
+	if !ok {
+		t.Fatal("README.md has no transcript")
+	}
+	for line := range strings.Lines(block) {
+		line = strings.TrimSpace(line)
+		if command, ok := strings.CutPrefix(line, "# "); ok {
+			steps = append(steps, step{command: command})
+		} else if line != "" && line != "…" && len(steps) > 0 {
+			last := &steps[len(steps)-1]
+			last.shown = append(last.shown, line)
+		}
+	}
+	return steps
+}
+
+// varying is what differs from run to run: IDs and their prefixes, keys, times.
+var varying = regexp.MustCompile(`WDN[A-Z]+-1-[0-9a-z-]+|\b[0-9a-z]{25}\b|\b[0-9a-z]{12}\b|unlock key [0-9a-z]{10}|\d{4}-\d\d-\d\dT[0-9:]+Z|(\d+ |less than a )seconds? ago`)
+
+func steady(s string) string {
+	return strings.Join(strings.Fields(varying.ReplaceAllString(s, "*")), " ")
+}
+
+// TestTranscript does what README's transcript says, in a shell, and wants to see what it shows.
+func TestTranscript(t *testing.T) {
+	testcluster.Root(t)
+	dir, err := os.MkdirTemp("", "warden-readme-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sh := newShell(t, dir)
+	net := fmt.Sprintf("127.%d.%d.", 1+os.Getpid()/250%250, 1+os.Getpid()%250)
+	t.Cleanup(func() {
+		for n := 1; n <= 3; n++ {
+			sh.run(t, fmt.Sprintf("wardenctl --host unix://%s/n%d.sock swarm leave --force", dir, n))
+		}
+		sh.run(t, "kill $(jobs -p); wait")
+		sh.end()
+		os.RemoveAll(dir)
+	})
+	unlockKey := ""
+	for i, s := range transcript(t) {
+		command := strings.NewReplacer("/tmp/wd", dir, "127.66.7.", net).Replace(s.command)
+		switch {
+		case i == 0: // builds; the test has its own programs
+			command = "export PATH=" + testcluster.Bin(t) + ":$PATH"
+		case command == "wardenctl swarm unlock":
+			command += " <<< " + unlockKey
+			s.shown = s.shown[1:] // the prompt
+		}
+		command = regexp.MustCompile(`; sleep \d+$|& sleep \d+$`).ReplaceAllStringFunc(command, func(m string) string {
+			return m[:1] + fmt.Sprintf(" for n in 1 2 3; do until wardenctl --host unix://%s/n$n.sock swarm status | grep -q ^State; do sleep 0.1; done; done >/dev/null 2>&1", dir)
+		})
+		var out string
+		testcluster.Await(t, 40*time.Second, func() error {
+			out = sh.run(t, command)
+			rest := steady(out)
+			for _, want := range s.shown {
+				_, after, ok := strings.Cut(rest, steady(want))
+				if !ok && (strings.Contains(command, " logs ") || strings.Contains(command, " ps ")) {
+					return fmt.Errorf("%s =\n%s\nwant %q in it", command, out, want)
+				}
+				if !ok {
+					t.Fatalf("%s =\n%s\nwant %q in it", command, out, want)
+				}
+				rest = after
+			}
+			return nil
+		})
+		if m := regexp.MustCompile(`WDNKEY-1-\S+`).FindString(out); m != "" {
+			unlockKey = m
+		}
+	}
+}
+
+// shell is one bash that runs command after command.
+type shell struct {
+	in  io.WriteCloser
+	out *bufio.Reader
+	cmd *exec.Cmd
+}
+
+func newShell(t *testing.T, dir string) *shell {
+	t.Helper()
+	cmd := exec.Command("bash")
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = cmd.Stdout
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return &shell{in: in, out: bufio.NewReader(out), cmd: cmd}
+}
+
+const shellMark = "end of the command"
+
+// run returns what the command prints.
+func (s *shell) run(t *testing.T, command string) string {
+	t.Helper()
+	fmt.Fprintf(s.in, "%s\necho; echo '%s'\n", command, shellMark)
+	var b strings.Builder
+	for {
+		line, err := s.out.ReadString('\n')
+		if strings.TrimSpace(line) == shellMark {
+			return b.String()
+		}
+		if err != nil {
+			t.Errorf("%s = %q, %v", command, b.String(), err)
+			return b.String()
+		}
+		b.WriteString(line)
+	}
+}
+
+func (s *shell) end() {
+	s.in.Close()
+	_ = s.cmd.Wait()
 }
