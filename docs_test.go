@@ -368,9 +368,11 @@ func newShell(t *testing.T, dir string) *shell {
 
 const shellMark = "end of the command"
 
-// run returns what the command prints.
+// run returns what the command prints. One that hangs is ended with all that the shell started.
 func (s *shell) run(t *testing.T, command string) string {
 	t.Helper()
+	stuck := time.AfterFunc(2*time.Minute, func() { _ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL) })
+	defer stuck.Stop()
 	fmt.Fprintf(s.in, "%s\necho; echo '%s'\n", command, shellMark)
 	var b strings.Builder
 	for {
