@@ -355,6 +355,11 @@ func TestLargeAssignment(t *testing.T) {
 	c.awaitState(tasks[0].Id, api.TaskState_TASK_SHUTDOWN)
 	c.remove(tasks[0].Id)
 	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == len(tasks)-1 })
+	for _, task := range tasks[1:] {
+		if !c.exec.has(task.Id) || c.store.View().Task(task.Id).GetStatus().GetState() != api.TaskState_TASK_RUNNING {
+			t.Errorf("task %s did not outlive the new session", task.Id)
+		}
+	}
 	if n := c.exec.starts(); n != len(tasks) {
 		t.Errorf("%d starts, want %d", n, len(tasks))
 	}
