@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"os"
@@ -201,10 +202,11 @@ func TestEvictionReachesAFollowerThatWasDown(t *testing.T) {
 		return nil
 	})
 	agent := &hostileAgent{secrets: map[string]bool{}}
-	conn, err := s.dial(c.m[2].Address, warden.DoorNode)
-	if err != nil {
-		t.Fatal(err)
-	}
+	var conn *tls.Conn
+	testcluster.Await(t, 20*time.Second, func() (err error) { // shut until it has caught up
+		conn, err = s.dial(c.m[2].Address, warden.DoorNode)
+		return err
+	})
 	defer conn.Close()
 	select {
 	case <-agent.serve(conn):
