@@ -28,12 +28,12 @@ type fake struct {
 	liveness map[string]api.Liveness // of nodes; else unknown
 	message  map[string]string
 	silent   []string
-	stays    error // of CanRemoveManager
+	stays    error                 // of CanRemoveManager
+	goes     func(id string) error // instead of stays
 	stepDown func() error
 	rotate   func() (done, todo []string, err error)
 	logs     map[string]error // by task ID; a missing one gives one line
 	address  func() error     // runs in the midst of a promotion's plan
-	events   []string         // AwaitManagers and RotateKeys in order
 }
 
 func (f *fake) called(what string) {
@@ -52,7 +52,13 @@ func (f *fake) NodeStates(ids []string) []*api.NodeState {
 }
 
 func (f *fake) AwaitManagers(context.Context, uint64) []string { f.called("await"); return f.silent }
-func (f *fake) CanRemoveManager(string) error                  { return f.stays }
+
+func (f *fake) CanRemoveManager(id string) error {
+	if f.goes != nil {
+		return f.goes(id)
+	}
+	return f.stays
+}
 
 func (f *fake) StepDown(context.Context) error {
 	f.called("step down")

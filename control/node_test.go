@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -165,6 +166,42 @@ func TestRemoveNodeOfAWorker(t *testing.T) {
 	}
 	if fmt.Sprint(w.cluster.calls) != "[await await]" || w.store.View().Token(token.Id).RevokedNs != 0 {
 		t.Errorf("calls = %v: a worker's eviction rotates and revokes nothing", w.cluster.calls)
+	}
+}
+
+// Two managers that go at once are checked one after the other: each check alone would pass.
+func TestManagersGoOneByOne(t *testing.T) {
+	m2, m3 := storetest.Manager(warden.NewID()), storetest.Manager(warden.NewID())
+	w := newWorld(t, m2, m3)
+	entered := make(chan struct{}, 2)
+	w.cluster.goes = func(string) error {
+		managers := 0
+		for _, n := range w.store.View().Nodes() {
+			if n.EffectiveRole() == api.Role_ROLE_MANAGER {
+				managers++
+			}
+		}
+		entered <- struct{}{}
+		for start := time.Now(); len(entered) < 2 && time.Since(start) < 100*time.Millisecond; {
+			runtime.Gosched()
+		}
+		if managers < 3 {
+			return warden.Errorf(warden.CodeNoQuorum, "", "one went already")
+		}
+		return nil
+	}
+	errs := make(chan error, 2)
+	go func() {
+		_, err := call(t.Context(), w.Server, "UpdateNode", &api.UpdateNodeRequest{Reference: m2.Id, Role: api.Role_ROLE_WORKER})
+		errs <- err
+	}()
+	go func() {
+		_, err := call(t.Context(), w.Server, "RemoveNode", &api.RemoveNodeRequest{Reference: m3.Id, Force: true})
+		errs <- err
+	}()
+	a, b := warden.CodeOf(<-errs), warden.CodeOf(<-errs)
+	if !(a == "" && b == warden.CodeNoQuorum || b == "" && a == warden.CodeNoQuorum) {
+		t.Errorf("codes %q and %q, want one to go and one to stay", a, b)
 	}
 }
 

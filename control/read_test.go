@@ -379,6 +379,63 @@ func TestEvents(t *testing.T) {
 	wantError(t, "Events of a manager that stops", api.FromError(<-ended), warden.CodeUnavailable)
 }
 
+// A caller that reads too slowly is told to list again.
+func TestEventsResync(t *testing.T) {
+	var records []store.Record
+	for range warden.WatchKeysMax + 1 {
+		x := storetest.Token(api.Role_ROLE_WORKER)
+		x.ExpiresNs = 1
+		records = append(records, x)
+	}
+	w := newWorld(t, records...)
+	slow, events := make(chan struct{}), make(chan *api.Event)
+	ctx, cancel := context.WithCancel(asRoot(t.Context()))
+	defer cancel()
+	go w.Events(&api.EventsRequest{Kinds: []api.Kind{api.Kind_KIND_TOKEN, api.Kind_KIND_ZONE}}, &stream[api.Event]{ctx: ctx, send: func(e *api.Event) error {
+		<-slow
+		events <- proto.Clone(e).(*api.Event)
+		return nil
+	}})
+	for {
+		do[*api.ChangeReply](t, w.Server, "CreateZone", &api.CreateZoneRequest{Name: "touch" + warden.NewID()})
+		select {
+		case slow <- struct{}{}: // the stream is there, and waits
+		case <-time.After(50 * time.Millisecond):
+			continue
+		}
+		break
+	}
+	for batch := range slices.Chunk(w.store.View().Tokens(), warden.CommandOpsMax) {
+		var ops []*api.Operation
+		for _, x := range batch {
+			ops = append(ops, store.Delete(x))
+		}
+		storetest.Propose(t, w.store, ops...)
+	}
+	close(slow)
+	for e := range events {
+		if e.Action == "resync" {
+			break
+		}
+		if e.Kind != api.Kind_KIND_ZONE {
+			t.Fatalf("event = %v, want a resync", e)
+		}
+	}
+}
+
+func TestListTooLarge(t *testing.T) {
+	records := []store.Record{storetest.Secret("small")}
+	for i := range 6 {
+		x := storetest.Secret(fmt.Sprint("big", i))
+		x.Labels = map[string]string{"a": strings.Repeat("x", warden.MessageMax/5)}
+		records = append(records, x)
+	}
+	w := newWorld(t, records...)
+	_, err := call(t.Context(), w.Server, "List", &api.ListRequest{Kind: api.Kind_KIND_SECRET})
+	wantError(t, "List of too much", err, warden.CodeTooLarge, "name the ones")
+	do[*api.ListReply](t, w.Server, "List", &api.ListRequest{Kind: api.Kind_KIND_SECRET, References: []string{"small"}})
+}
+
 // I10: nothing that a caller can read has a secret in it, nor has the log.
 func TestI10NothingSecretLeaves(t *testing.T) {
 	w := newWorld(t)

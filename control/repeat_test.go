@@ -7,11 +7,13 @@ import (
 	"sync"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
+	"warden/control"
 	"warden/secrets"
 	"warden/store"
 	"warden/store/storetest"
@@ -278,5 +280,31 @@ func TestCreateSecretSeals(t *testing.T) {
 	direct := &api.CreateSecretRequest{Name: "wiped", Data: []byte("the value")}
 	if _, err := w.CreateSecret(asRoot(t.Context()), direct); err != nil || strings.Trim(string(direct.Data), "\x00") != "" {
 		t.Errorf("CreateSecret left %q in the request, err %v", direct.Data, err)
+	}
+}
+
+// Whoever took the call keeps no copy of the value, forwarded or not.
+func TestInterceptWipesValues(t *testing.T) {
+	w := newWorld(t)
+	var forwarded []byte
+	s := follower(t, func(ctx context.Context, f *api.ForwardRequest) (*api.ForwardReply, error) {
+		forwarded = f.Request
+		f = proto.Clone(f).(*api.ForwardRequest) // gRPC sends a copy
+		return w.runOn(ctx, f)
+	})
+	info := &grpc.UnaryServerInfo{FullMethod: service + "CreateSecret"}
+	for name, on := range map[string]*control.Server{"here": w.Server, "there": s} {
+		req := &api.CreateSecretRequest{Name: name, Data: []byte("planted-value")}
+		if _, err := on.Intercept(asRoot(t.Context()), req, info, func(ctx context.Context, req any) (any, error) {
+			return on.CreateSecret(ctx, req.(*api.CreateSecretRequest))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Trim(string(req.Data), "\x00") != "" {
+			t.Errorf("Intercept %s left %q in the request", name, req.Data)
+		}
+	}
+	if len(forwarded) == 0 || strings.Contains(string(forwarded), "planted-value") {
+		t.Errorf("the forwarded request is %q afterwards", forwarded)
 	}
 }
