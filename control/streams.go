@@ -138,7 +138,7 @@ func (s *Server) events(ctx context.Context, r *api.EventsRequest, send func(*ap
 	}
 	w := s.cfg.Store.Watch(kinds...)
 	defer w.Close()
-	before := s.cfg.Store.View()
+	told := snapshot(s.cfg.Store.View(), kinds)
 	for {
 		ch, err := w.Next(ctx)
 		if ctx.Err() != nil {
@@ -152,21 +152,43 @@ func (s *Server) events(ctx context.Context, r *api.EventsRequest, send func(*ap
 			if err := send(&api.Event{TimeNs: time.Now().UnixNano(), Index: now.Index(), Action: "resync", Detail: "events were lost: list again"}); err != nil {
 				return err
 			}
+			told = snapshot(now, kinds)
 		}
-		var told []*api.Event
+		var events []*api.Event
 		for _, k := range ch.Keys {
-			if e := event(before.Object(k.Kind, k.ID), now.Object(k.Kind, k.ID), k, now); e != nil {
-				told = append(told, e)
+			after := now.Object(k.Kind, k.ID)
+			if e := event(told[k], after, k, now); e != nil {
+				events = append(events, e)
+			}
+			told[k] = after
+			if after == nil {
+				delete(told, k)
 			}
 		}
-		slices.SortStableFunc(told, func(a, b *api.Event) int { return cmp.Compare(a.Index, b.Index) })
-		for _, e := range told {
+		slices.SortStableFunc(events, func(a, b *api.Event) int { return cmp.Compare(a.Index, b.Index) })
+		for _, e := range events {
 			if err := send(e); err != nil {
 				return err
 			}
 		}
-		before = now
 	}
+}
+
+// snapshot returns the records of the kinds by key. A view may be newer than the changes that the watcher has told of yet, so
+// that what was told is kept by record, and no change is told twice or never.
+func snapshot(v *store.View, kinds []api.Kind) map[store.Key]*api.Object {
+	out := map[store.Key]*api.Object{}
+	for _, k := range kinds {
+		objects, err := every(v, k)
+		if err != nil {
+			continue // no such kind: checked before
+		}
+		for _, o := range objects {
+			_, record := store.Unwrap(o)
+			out[store.Key{Kind: k, ID: record.GetId()}] = o
+		}
+	}
+	return out
 }
 
 // event tells one change by its record before and after; nil where there is none to tell.
@@ -182,7 +204,7 @@ func event(before, after *api.Object, k store.Key, v *store.View) *api.Event {
 	default:
 		_, was := store.Unwrap(before)
 		if _, is := store.Unwrap(after); was.GetMeta().GetIndex() == is.GetMeta().GetIndex() {
-			return nil // told already, with an earlier batch
+			return nil // told already
 		}
 		e.Action = "update"
 	}
