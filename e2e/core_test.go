@@ -12,7 +12,7 @@ import (
 )
 
 // canary is planted in secrets; no output, log, file or mount may show it.
-const canary = "canary-7f3a9e51c2"
+const canary = testcluster.Canary
 
 // six is a cluster of three managers and three workers: w1 and w2 in the default zone, w3 in zone pci.
 type six struct {

@@ -14,12 +14,12 @@ import (
 
 // Bounds of raft.
 const (
-	heartbeatDefault         = 500 * time.Millisecond
-	snapshotsKept            = 2
-	appendEntriesMax         = 128 // entries of one append, each at most warden.CommandBytes
-	logCacheEntries          = 512 // likewise held in memory
-	bootstrapTimeout         = 15 * time.Second
-	handOverTimeout          = 2 * time.Second
+	heartbeatDefault = 500 * time.Millisecond
+	snapshotsKept    = 2
+	appendEntriesMax = 128 // entries of one append, each at most warden.CommandBytes
+	logCacheEntries  = 512 // likewise held in memory
+	bootstrapTimeout = 15 * time.Second
+	handOverTimeout  = 2 * time.Second
 )
 
 // Open starts raft on what is on disk. With nothing there this is a joiner, which waits until a leader adds it. Errors: those

@@ -58,6 +58,10 @@ func Root(t testing.TB) {
 	}
 }
 
+// Canary is what tests plant in secrets. At the end of each test everything that any command printed, any daemon logged and
+// any state directory holds is searched for it (I10).
+const Canary = "canary-7f3a9e51c2"
+
 // Cluster is a set of hosts that end with the test.
 type Cluster struct {
 	t   testing.TB
@@ -77,6 +81,7 @@ func New(t testing.TB) *Cluster {
 	}
 	c := &Cluster{t: t, Dir: dir}
 	t.Cleanup(func() {
+		c.searchCanary()
 		if t.Failed() {
 			for _, h := range c.all {
 				t.Logf("log of %s:\n%s", h.Name, tail(h.LogPath, 60))
@@ -280,6 +285,27 @@ func (c *Cluster) Said() string {
 		b.Write(log)
 	}
 	return b.String()
+}
+
+// searchCanary fails the test where the canary is found.
+func (c *Cluster) searchCanary() {
+	if strings.Contains(c.Said(), Canary) {
+		c.t.Errorf("the canary is in an output or a log")
+	}
+	for _, h := range c.all {
+		_ = filepath.WalkDir(h.State, func(path string, d os.DirEntry, err error) error {
+			if err != nil || !d.Type().IsRegular() {
+				return nil // gone meanwhile
+			}
+			if b, err := os.ReadFile(path); err == nil && bytes.Contains(b, []byte(Canary)) {
+				c.t.Errorf("the canary is in %s", path)
+			}
+			return nil
+		})
+	}
+	if b, err := os.ReadFile("/proc/self/mounts"); err == nil && bytes.Contains(b, []byte("/run/secrets")) {
+		c.t.Errorf("a mount of secrets shows on the host:\n%s", b)
+	}
 }
 
 // Line returns the trimmed output of Ctl.
