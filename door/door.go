@@ -26,10 +26,10 @@ import (
 
 // Bounds of the port.
 const (
-	handshakesMax = 512 // at once
-	conns         = 4*warden.NodesMax + 1024
-	cutGrace      = 1500 * time.Millisecond // a cut session may still say its one last message
-	renewOnlyTime = time.Minute             // how long a session with an expired leaf may last: long enough to renew
+	connsMax      = 4*warden.NodesMax + 1024 // live and authenticated
+	connsPerNode  = 64                       // of one node; an honest one has a handful
+	cutGrace      = 1500 * time.Millisecond  // a cut session may still say its one last message
+	renewOnlyTime = time.Minute              // how long a session with an expired leaf may last: long enough to renew
 )
 
 // Policy of a door.
@@ -79,6 +79,7 @@ type Conn struct {
 	Remote  netip.Addr
 
 	raw    net.Conn
+	chain  []*x509.Certificate // as presented
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 	once   sync.Once
@@ -107,8 +108,8 @@ func (c *Conn) cut(why error) {
 
 // Server accepts at the port. Safe for concurrent use.
 type Server struct {
-	cfg        Config
-	handshakes chan struct{}
+	cfg     Config
+	shaking handshakes
 
 	mu   sync.Mutex // guards live; never held across I/O or Judge
 	live map[string]map[*Conn]struct{}
@@ -118,17 +119,15 @@ type Server struct {
 
 // New returns a server that serves nothing yet.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, handshakes: make(chan struct{}, handshakesMax), live: map[string]map[*Conn]struct{}{}}
+	return &Server{cfg: cfg, live: map[string]map[*Conn]struct{}{}}
 }
 
 // Serve accepts from l until ctx ends, then closes l and every connection and waits for the handlers.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	defer func() {
-		s.Cut("", warden.Errorf(warden.CodeUnavailable, "", "the manager stops"))
-		s.wg.Wait()
-	}()
+	ctx, cancel := context.WithCancel(ctx)
+	defer s.wg.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 	for {
 		raw, err := l.Accept()
 		if err != nil {
@@ -146,35 +145,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			continue
 		}
-		select {
-		case s.handshakes <- struct{}{}:
-		default: // a full house: the newest goes
-			raw.Close()
-			continue
-		}
-		s.wg.Add(1)
-		go func() {
-			defer s.wg.Done()
-			s.serve(ctx, raw)
-		}()
+		c := &Conn{raw: raw, Remote: addrOf(raw.RemoteAddr())}
+		c.ctx, c.cancel = context.WithCancelCause(ctx)
+		s.shaking.begin(c)
+		s.wg.Go(func() { s.serve(ctx, c) })
 	}
 }
 
-func (s *Server) serve(ctx context.Context, raw net.Conn) {
-	c := &Conn{raw: raw, Remote: addrOf(raw.RemoteAddr())}
-	c.ctx, c.cancel = context.WithCancelCause(ctx)
+// serve is the whole life of one connection. ctx is Serve's.
+func (s *Server) serve(ctx context.Context, c *Conn) {
 	defer c.Close()
-	held := true
-	release := func() {
-		if held {
-			held = false
-			<-s.handshakes
-		}
-	}
-	defer release()
+	defer s.shaking.end(c)
 
 	var refusal error
-	c.Conn = tls.Server(raw, &tls.Config{
+	c.Conn = tls.Server(c.raw, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			cfg, err := s.configFor(c, hello)
@@ -184,22 +168,26 @@ func (s *Server) serve(ctx context.Context, raw net.Conn) {
 			return cfg, err
 		},
 	})
-	raw.SetDeadline(time.Now().Add(warden.HandshakeTimeout))
+	c.raw.SetDeadline(time.Now().Add(warden.HandshakeTimeout))
 	hctx, cancel := context.WithTimeout(c.ctx, warden.HandshakeTimeout)
 	err := c.Conn.HandshakeContext(hctx)
 	cancel()
 	defer s.remove(c)
 	if err != nil {
-		if code := warden.CodeOf(err); code != warden.CodeInternal && refusal == nil {
-			refusal = err
+		if code := warden.CodeOf(err); refusal == nil && c.Door != "" { // it broke off after the hello
+			if refusal = err; code == warden.CodeInternal {
+				refusal = warden.Recode(warden.CodeUnauthentic, "shaking hands", err)
+			}
 		}
 		if refusal != nil && s.cfg.Refused != nil {
 			s.cfg.Refused(c.Door, c.ID, c.Remote, refusal)
 		}
 		return
 	}
-	release()
-	raw.SetDeadline(time.Time{})
+	s.shaking.end(c)
+	c.raw.SetDeadline(time.Time{})
+	// Handlers need not look at a context, and a join's connection is in no table: the end of Serve cuts each one.
+	defer context.AfterFunc(ctx, func() { c.cut(warden.Errorf(warden.CodeUnavailable, "", "the manager stops")) })()
 	if policies[c.Door].certificate {
 		end := c.ID.NotAfter
 		if c.Expired {
@@ -259,25 +247,32 @@ func (s *Server) verify(c *Conn, p policy, cs tls.ConnectionState) error {
 	if err != nil {
 		return err
 	}
-	if !s.cfg.Pinned(id) {
-		if _, err := ca.Verify(cs.PeerCertificates, s.cfg.Root(), ca.VerifyOptions{Now: now, DistrustedIssuers: s.cfg.Distrusted()}); err != nil {
-			return err
-		}
-	}
-	c.ID, c.Expired = id, now.After(id.NotAfter)
+	c.ID, c.chain, c.Expired = id, cs.PeerCertificates, now.After(id.NotAfter)
 	if err := s.add(c); err != nil {
+		return err
+	}
+	if err := s.trusted(c); err != nil {
 		return err
 	}
 	return s.cfg.Judge(c.Door, id, false)
 }
 
+// trusted refuses a leaf that is past its end, or of an issuing CA that is distrusted by now, unless the record holds its key.
+func (s *Server) trusted(c *Conn) error {
+	if s.cfg.Pinned(c.ID) {
+		return nil
+	}
+	_, err := ca.Verify(c.chain, s.cfg.Root(), ca.VerifyOptions{Now: time.Now(), DistrustedIssuers: s.cfg.Distrusted()})
+	return err
+}
+
 func (s *Server) add(c *Conn) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.n >= conns {
-		return warden.Errorf(warden.CodeLimited, "accepting", "%d connections are open", s.n)
-	}
 	m := s.live[c.ID.NodeID]
+	if s.n >= connsMax || len(m) >= connsPerNode {
+		return warden.Errorf(warden.CodeLimited, "accepting", "%d connections are open, %d of them the node's", s.n, len(m))
+	}
 	if m == nil {
 		m = map[*Conn]struct{}{}
 		s.live[c.ID.NodeID] = m
@@ -318,10 +313,14 @@ func (s *Server) of(nodeID string) []*Conn {
 }
 
 // Rejudge judges the live connections of a node again and cuts those that may not pass any more; "" means all nodes, as
-// after a restore. Call it after each change of the node's record is visible to Judge.
+// after a restore or a change of the issuers that count. Call it after each change of the node's record is visible to Judge.
 func (s *Server) Rejudge(nodeID string) {
 	for _, c := range s.of(nodeID) {
-		if err := s.cfg.Judge(c.Door, c.ID, true); err != nil && c.ctx.Err() == nil {
+		err := s.cfg.Judge(c.Door, c.ID, true)
+		if err == nil {
+			err = s.trusted(c)
+		}
+		if err != nil && c.ctx.Err() == nil {
 			s.cfg.Logger.Warn("cut a live connection", "node_id", c.ID.NodeID, "door", c.Door, "reason", err, "code", warden.CodeOf(err))
 			c.cut(err)
 		}

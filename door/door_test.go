@@ -1,0 +1,421 @@
+package door_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"warden"
+	"warden/ca"
+	"warden/door"
+)
+
+// A client that does not offer exactly one known protocol gets no door, and no handler runs.
+func TestOffersOfALPN(t *testing.T) {
+	w := onLoopback(t, map[string]func(context.Context, *door.Conn){
+		warden.DoorJoin: func(context.Context, *door.Conn) { t.Error("a handler ran") },
+		warden.DoorNode: func(context.Context, *door.Conn) { t.Error("a handler ran") },
+	})
+	for name, offer := range map[string][]string{
+		"none":             nil,
+		"two known":        {warden.DoorJoin, warden.DoorNode},
+		"known, unknown":   {warden.DoorJoin, "http/1.1"},
+		"unknown":          {"http/1.1"},
+		"another version":  {"warden-join/2"},
+		"no handler":       {warden.DoorPeer},
+		"the same twice":   {warden.DoorJoin, warden.DoorJoin},
+		"case differs":     {"WARDEN-JOIN/1"},
+		"operators' door":  {warden.DoorControl},
+		"known in trimmed": {" " + warden.DoorJoin},
+	} {
+		conn, err := w.dial(t, nil, offer...)
+		if err == nil {
+			err = ended(t, conn)
+		}
+		if err == nil {
+			t.Errorf("%s: let in", name)
+		}
+		if r := <-w.refused; warden.CodeOf(r.err) != warden.CodeInvalid || r.door != "" {
+			t.Errorf("%s: refused at %q with %v", name, r.door, r.err)
+		}
+	}
+}
+
+func TestOldTLSIsRefused(t *testing.T) {
+	w := onLoopback(t, nil)
+	_, err := tls.Dial("tcp", w.addr(), &tls.Config{NextProtos: []string{warden.DoorJoin}, InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12})
+	if err == nil || !strings.Contains(err.Error(), "protocol version") {
+		t.Fatalf("TLS 1.2 = %v", err)
+	}
+}
+
+// Each door with each kind of certificate: "" is let in.
+func TestDoorsAndCertificates(t *testing.T) {
+	w := onLoopback(t, nil)
+	now := time.Now()
+	kinds := map[string]*tls.Certificate{"none": nil}
+	make1 := func(kind, role string, ttl time.Duration, at time.Time, recorded bool) {
+		cert, id := w.leaf(t, role, warden.NewID(), ttl, at)
+		if recorded {
+			w.record(id)
+		}
+		kinds[kind] = cert
+	}
+	make1("distrusted, pinned", ca.RoleManager, warden.LeafTTLDefault, now, true)
+	make1("distrusted", ca.RoleManager, warden.LeafTTLDefault, now, false)
+	make1("distrusted and expired, pinned", ca.RoleManager, warden.LeafTTLMin, now.Add(-500*time.Hour), true)
+	w.distrust(w.issuingDER)
+	w.generation(t, 2, now.Add(-900*time.Hour))
+	make1("worker", ca.RoleWorker, warden.LeafTTLDefault, now, true)
+	make1("manager", ca.RoleManager, warden.LeafTTLDefault, now, true)
+	make1("manager, not recorded", ca.RoleManager, warden.LeafTTLDefault, now, false)
+	make1("expired, pinned", ca.RoleManager, warden.LeafTTLMin, now.Add(-500*time.Hour), true)
+	make1("expired", ca.RoleManager, warden.LeafTTLMin, now.Add(-500*time.Hour), false)
+	make1("expired longer than kept, pinned", ca.RoleManager, warden.LeafTTLMin, now.Add(-850*time.Hour), true)
+	make1("not yet valid", ca.RoleManager, warden.LeafTTLDefault, now.Add(100*time.Hour), true)
+	other := newPKI(t, w.id, now.Add(-time.Hour)) // says the same cluster ID
+	otherCert, otherID := other.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, now)
+	w.record(otherID)
+	kinds["other root"] = otherCert
+	long := *kinds["manager"]
+	for len(long.Certificate) <= warden.ChainMax {
+		long.Certificate = append(long.Certificate, w.root.Raw)
+	}
+	kinds["long chain"] = &long
+	bare := *kinds["manager"]
+	bare.Certificate = bare.Certificate[:1]
+	kinds["leaf alone"] = &bare
+	thief := *kinds["manager"]
+	thief.PrivateKey = kinds["worker"].PrivateKey
+	kinds["another's key"] = &thief
+
+	const in = warden.Code("")
+	for kind, want := range map[string]map[string]warden.Code{
+		"none":                             {warden.DoorNode: warden.CodeUnauthentic, warden.DoorPeer: warden.CodeUnauthentic, warden.DoorRaft: warden.CodeUnauthentic},
+		"worker":                           {warden.DoorNode: in, warden.DoorPeer: warden.CodeWrongRole, warden.DoorRaft: warden.CodeWrongRole},
+		"manager":                          {warden.DoorNode: in, warden.DoorPeer: in, warden.DoorRaft: in},
+		"manager, not recorded":            {warden.DoorNode: in, warden.DoorPeer: in, warden.DoorRaft: in}, // Judge's matter
+		"expired, pinned":                  {warden.DoorNode: in, warden.DoorPeer: warden.CodeExpired, warden.DoorRaft: in},
+		"expired":                          {warden.DoorNode: warden.CodeExpired, warden.DoorPeer: warden.CodeExpired, warden.DoorRaft: warden.CodeExpired},
+		"expired longer than kept, pinned": {warden.DoorNode: in}, // 850 h are under 90 days
+		"not yet valid":                    {warden.DoorNode: warden.CodeClock, warden.DoorPeer: warden.CodeClock, warden.DoorRaft: warden.CodeClock},
+		"distrusted, pinned":               {warden.DoorNode: in, warden.DoorPeer: in, warden.DoorRaft: in},
+		"distrusted":                       {warden.DoorNode: warden.CodeRevoked, warden.DoorPeer: warden.CodeRevoked, warden.DoorRaft: warden.CodeRevoked},
+		"distrusted and expired, pinned":   {warden.DoorNode: in, warden.DoorPeer: warden.CodeExpired, warden.DoorRaft: in},
+		"other root":                       {warden.DoorNode: warden.CodeUnauthentic, warden.DoorPeer: warden.CodeUnauthentic, warden.DoorRaft: warden.CodeUnauthentic},
+		"long chain":                       {warden.DoorNode: warden.CodeTooLarge, warden.DoorPeer: warden.CodeTooLarge, warden.DoorRaft: warden.CodeTooLarge},
+		"leaf alone":                       {warden.DoorNode: warden.CodeUnauthentic, warden.DoorPeer: warden.CodeUnauthentic, warden.DoorRaft: warden.CodeUnauthentic},
+		"another's key":                    {warden.DoorNode: warden.CodeUnauthentic},
+	} {
+		cert, ok := kinds[kind]
+		if !ok {
+			t.Fatalf("no kind %q", kind)
+		}
+		for name, code := range want {
+			client, err := w.dial(t, cert, name)
+			if err != nil {
+				t.Fatalf("%s at %s: %v", kind, name, err) // TLS 1.3: a refusal of the client shows after its handshake
+			}
+			select {
+			case c := <-w.entered:
+				if code != in {
+					t.Errorf("%s at %s: let in, want [%s]", kind, name, code)
+				}
+				if c.Door != name || c.ID.KeyHash == [32]byte{} || c.Expired != strings.Contains(kind, "expired") {
+					t.Errorf("%s at %s: entered as %+v at %s, expired %t", kind, name, c.ID, c.Door, c.Expired)
+				}
+			case r := <-w.refused:
+				if got := warden.CodeOf(r.err); got != code || r.door != name {
+					t.Errorf("%s at %s: refused at %q with %v [%s], want [%s]", kind, name, r.door, r.err, got, code)
+				}
+				if err := ended(t, client); !strings.Contains(err.Error(), "tls: ") { // the alert, at the first read
+					t.Errorf("%s at %s: the client read %v, want the alert", kind, name, err)
+				}
+			}
+			client.Close()
+		}
+	}
+	// The join door asks for no certificate, and takes none to heart.
+	if _, c := w.in(t, kinds["other root"], warden.DoorJoin); c.ID != (ca.Identity{}) {
+		t.Errorf("at the join door as %+v", c.ID)
+	}
+}
+
+// A commit that takes a node's right away while its handshake is judged by the state before can't leave the connection alive.
+func TestI4CommitDuringTheHandshakeCutsTheConnection(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, id := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	w.record(id)
+	judging, committed := make(chan struct{}), make(chan struct{})
+	w.judge = func(_ string, _ ca.Identity, live bool) error {
+		if live {
+			return warden.Errorf(warden.CodeEvicted, "", "gone")
+		}
+		if n := w.server.Live(); n != 1 {
+			t.Errorf("the table has %d entries while a connection is judged", n)
+		}
+		close(judging)
+		<-committed
+		return nil // what the state said before the commit
+	}
+	go func() {
+		<-judging
+		w.server.Rejudge(id.NodeID)
+		close(committed)
+	}()
+	client, err := w.dial(t, cert, warden.DoorPeer)
+	if err == nil {
+		ended(t, client)
+	}
+	select {
+	case <-w.entered:
+		t.Error("a handler ran")
+	case <-w.refused:
+	}
+}
+
+// The same without a script: dials and commits race.
+func TestI4NoConnectionOutlivesItsRight(t *testing.T) {
+	w := onLoopback(t, map[string]func(context.Context, *door.Conn){warden.DoorRaft: func(_ context.Context, c *door.Conn) { io.Copy(io.Discard, c) }})
+	for range 40 {
+		cert, id := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+		var evicted atomic.Bool
+		w.set(func() {
+			w.judge = func(string, ca.Identity, bool) error {
+				if evicted.Load() {
+					return warden.Errorf(warden.CodeEvicted, "", "gone")
+				}
+				return nil
+			}
+		})
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			evicted.Store(true)
+			w.server.Rejudge(id.NodeID)
+		})
+		client, err := w.dial(t, cert, warden.DoorRaft)
+		wg.Wait()
+		if err == nil {
+			ended(t, client)
+		}
+	}
+}
+
+func TestRejudgeCutsTheNodeAloneAndSaysWhy(t *testing.T) {
+	w := onLoopback(t, nil)
+	a, aid := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	b, _ := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	client, conn := w.in(t, a, warden.DoorPeer)
+	_, other := w.in(t, b, warden.DoorPeer)
+	w.server.Rejudge("")
+	if conn.Context().Err() != nil || other.Context().Err() != nil {
+		t.Fatal("cut though nothing has changed")
+	}
+	w.set(func() { w.shut[aid.NodeID] = warden.Errorf(warden.CodeWrongRole, "", "demoted") })
+	w.server.Rejudge("nobody")
+	w.server.Rejudge(aid.NodeID)
+	ended(t, client)
+	if cause := context.Cause(conn.Context()); warden.CodeOf(cause) != warden.CodeWrongRole {
+		t.Errorf("cause = %v", cause)
+	}
+	if other.Context().Err() != nil {
+		t.Error("another node was cut")
+	}
+}
+
+// A live connection whose key no record vouches for ends when its issuing CA is distrusted: what an evicted manager may have
+// issued for itself does not outlast the rotation.
+func TestDistrustCutsLiveConnections(t *testing.T) {
+	w := onLoopback(t, nil)
+	minted, _ := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	honest, id := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	w.record(id)
+	client, conn := w.in(t, minted, warden.DoorRaft)
+	_, stays := w.in(t, honest, warden.DoorRaft)
+	w.distrust(w.issuingDER)
+	w.server.Rejudge("")
+	ended(t, client)
+	if cause := context.Cause(conn.Context()); warden.CodeOf(cause) != warden.CodeRevoked {
+		t.Errorf("cause = %v", cause)
+	}
+	if stays.Context().Err() != nil {
+		t.Error("a pinned key was cut")
+	}
+}
+
+func TestCutDoor(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, id := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	w.record(id)
+	_, node := w.in(t, cert, warden.DoorNode)
+	_, peer := w.in(t, cert, warden.DoorPeer)
+	w.server.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "", "no lease"))
+	<-node.Context().Done()
+	if peer.Context().Err() != nil {
+		t.Error("another door was cut")
+	}
+	w.server.Cut(id.NodeID, errors.New("all"))
+	<-peer.Context().Done()
+}
+
+func TestOneNodeHasFewConnections(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, _ := w.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	other, _ := w.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	n := 0
+	for ; n < 1000; n++ {
+		client, err := w.dial(t, cert, warden.DoorNode)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var r refusal
+		select {
+		case <-w.entered:
+			continue
+		case r = <-w.refused:
+		}
+		if warden.CodeOf(r.err) != warden.CodeLimited {
+			t.Fatal(r.err)
+		}
+		ended(t, client)
+		break
+	}
+	if n != 64 || w.server.Live() > 65 {
+		t.Errorf("%d connections of one node, %d live", n, w.server.Live())
+	}
+	w.in(t, other, warden.DoorNode)
+}
+
+// Handshakes that are held open, from one address or from many, keep nobody out.
+func TestFloodOfHandshakesIsBounded(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, _ := w.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	hold := func(from string, n int) (held []net.Conn) {
+		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+		for range n {
+			c, err := d.Dial("tcp", w.addr())
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			held = append(held, c)
+		}
+		return held
+	}
+	open := func(c net.Conn) bool {
+		c.SetReadDeadline(time.Now().Add(time.Millisecond))
+		_, err := c.Read(make([]byte, 1))
+		ne, ok := err.(net.Error)
+		return ok && ne.Timeout()
+	}
+	one := hold("127.0.0.9", 200)
+	w.in(t, cert, warden.DoorNode) // accepted after all of them
+	for _, c := range one[:200-128] {
+		ended(t, c)
+	}
+	for _, c := range one[200-128:] {
+		if !open(c) {
+			t.Fatal("the newest of an address went")
+		}
+	}
+	var many []net.Conn
+	for _, from := range []string{"127.0.0.10", "127.0.0.11", "127.0.0.12", "127.0.0.13"} {
+		many = append(many, hold(from, 110)...)
+	}
+	w.in(t, cert, warden.DoorNode)
+	for _, c := range one[200-128:][:128+440-512] {
+		ended(t, c)
+	}
+	if !open(many[0]) {
+		t.Error("one went that was not the oldest")
+	}
+}
+
+// A client that keeps sessions gets none to resume.
+func TestNoSessionIsResumed(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, _ := w.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	cfg := &tls.Config{NextProtos: []string{warden.DoorNode}, InsecureSkipVerify: true, Certificates: []tls.Certificate{*cert},
+		ServerName: "manager", ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	for range 2 {
+		client, err := tls.Dial("tcp", w.addr(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := <-w.entered
+		if client.ConnectionState().DidResume || c.ConnectionState().DidResume {
+			t.Error("a session was resumed")
+		}
+		c.Write([]byte("x")) // a ticket would come before
+		io.ReadFull(client, make([]byte, 1))
+		client.Close()
+	}
+	if _, ok := cfg.ClientSessionCache.Get("manager"); ok {
+		t.Error("the client holds a session ticket")
+	}
+}
+
+func TestHandlersEndClosesTheConnection(t *testing.T) {
+	w := onLoopback(t, map[string]func(context.Context, *door.Conn){warden.DoorJoin: func(context.Context, *door.Conn) {}})
+	client, err := w.dial(t, nil, warden.DoorJoin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended(t, client)
+}
+
+// Serve's end waits for handlers, and closes the connection under those that look at no context, at every door.
+func TestServeWaitsForHandlers(t *testing.T) {
+	var running atomic.Int32
+	began := make(chan struct{}, 8)
+	deaf := func(_ context.Context, c *door.Conn) {
+		running.Add(1)
+		defer running.Add(-1)
+		began <- struct{}{}
+		io.Copy(io.Discard, c)
+	}
+	w := onLoopback(t, map[string]func(context.Context, *door.Conn){warden.DoorJoin: deaf, warden.DoorRaft: deaf, warden.DoorPeer: deaf})
+	cert, _ := w.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	for _, name := range []string{warden.DoorJoin, warden.DoorRaft, warden.DoorPeer} {
+		if _, err := w.dial(t, cert, name); err != nil {
+			t.Fatal(err)
+		}
+		<-began
+	}
+	w.stop()
+	if n := running.Load(); n != 0 {
+		t.Errorf("%d handlers run after Serve", n)
+	}
+}
+
+// A listener that fails ends Serve, with its connections.
+func TestServeEndsWithItsListener(t *testing.T) {
+	l := newPipes()
+	s := door.New(door.Config{Handlers: map[string]func(context.Context, *door.Conn){}})
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(t.Context(), l) }()
+	client := l.dial()
+	l.Close()
+	if err := <-served; warden.CodeOf(err) != warden.CodeUnavailable {
+		t.Errorf("Serve = %v", err)
+	}
+	ended(t, client)
+}
+
+// A handshake that breaks off is told of: it counts against the address.
+func TestBrokenHandshakeIsReported(t *testing.T) {
+	w := onLoopback(t, nil)
+	if _, err := tls.Dial("tcp", w.addr(), &tls.Config{NextProtos: []string{warden.DoorJoin}}); err == nil { // the system's roots: fails
+		t.Fatal("verified by the system's roots")
+	}
+	if r := <-w.refused; r.door != warden.DoorJoin || warden.CodeOf(r.err) != warden.CodeUnauthentic {
+		t.Errorf("told of %q, %v", r.door, r.err)
+	}
+}
