@@ -145,7 +145,7 @@ func (m *Manager) grant(n *api.Node) (*api.JoinGrant, error) {
 		return nil, err
 	}
 	return &api.JoinGrant{
-		ClusterId: m.cfg.ClusterID, NodeId: n.Id, Chain: authority.Chain(n.Leaf), Role: n.LeafRole, Zone: n.Zone,
+		ClusterId: m.cfg.ClusterID, NodeId: n.Id, Chain: authority.Chain(n.Leaf), Role: n.LeafRole, Zone: n.LeafZone,
 		Lock: LockStateOf(v.Cluster()), Managers: m.Managers(),
 	}, nil
 }

@@ -20,10 +20,32 @@ type Maker struct {
 	KeyID     string
 }
 
+// resume goes on with the rotation of the keyset that an earlier leader left half done.
+func (m *Manager) resume(ctx context.Context) {
+	m.rotation.Lock()
+	defer m.rotation.Unlock()
+	if one, err := hasOneKey(m.store.View().Cluster()); one && err == nil {
+		return
+	}
+	n, err := m.finishKeyset(ctx, &api.Actor{Kind: "system", Name: "rotation", Via: m.cfg.NodeID})
+	if err != nil {
+		m.logger.Error("failed to finish the rotation of the cluster keyset", "error", err)
+		return
+	}
+	m.logger.Info("finished the rotation of the cluster keyset", "versions", n)
+}
+
 // RotateKeys replaces what an evicted manager knew and the cluster can replace by itself: the issuing CA, where the root key
 // is at hand, and the cluster keyset, under which every secret's data key and the CA keys are sealed anew. On the leader only.
 // done says what it did, todo what is left to the operator. Nodes renew their leaves under the new issuing CA by themselves.
+//
+// First it sees to it that no evicted manager follows the log any more, which would bring it the new keys.
 func (m *Manager) RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error) {
+	m.rotation.Lock()
+	defer m.rotation.Unlock()
+	if err := m.expel(ctx); err != nil {
+		return done, todo, warden.Wrap("rotating keys", err)
+	}
 	if ok, err := m.rotateIssuing(ctx, actor); err != nil {
 		return done, todo, err
 	} else if ok {
@@ -41,6 +63,24 @@ func (m *Manager) RotateKeys(ctx context.Context, actor *api.Actor) (done, todo 
 	}
 	todo = append(todo, "give every secret a new value: the evicted manager could read them all")
 	return done, todo, nil
+}
+
+// expel takes every evicted node out of raft's configuration: from then on the leader sends it no entry.
+func (m *Manager) expel(ctx context.Context) error {
+	members, err := m.store.Configuration()
+	if err != nil {
+		return err
+	}
+	v := m.store.View()
+	for _, member := range members {
+		if v.Tombstone(member.ID) == nil {
+			continue
+		}
+		if err := m.store.RemoveServer(ctx, member.ID); err != nil {
+			return warden.Wrap("removing "+member.ID+" from raft", err)
+		}
+	}
+	return nil
 }
 
 // changeCluster proposes change(cluster) until no one else changed the record meanwhile.
@@ -108,22 +148,8 @@ func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions 
 		if err != nil {
 			return err
 		}
-		for _, k := range []struct {
-			sealed  *[]byte
-			purpose string
-		}{{&c.SealedRootKey, purposeRoot}, {&c.SealedIssuingKey, purposeIssuing}} {
-			if len(*k.sealed) == 0 {
-				continue
-			}
-			der, err := old.Open(*k.sealed, c.Id, k.purpose)
-			if err != nil {
-				return err
-			}
-			*k.sealed, err = next.Seal(der, c.Id, k.purpose)
-			clear(der)
-			if err != nil {
-				return err
-			}
+		if err := resealCA(c, old, next); err != nil {
+			return err
 		}
 		c.KeysetGeneration++
 		c.Keyset, err = next.Bytes()
@@ -132,12 +158,22 @@ func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions 
 	if err != nil {
 		return 0, warden.Wrap(op, err)
 	}
+	versions, err = m.finishKeyset(ctx, actor)
+	return versions, warden.Wrap(op, err)
+}
+
+// finishKeyset is the rest of a rotation, which a new leader goes on with: it seals anew what is under an older key, and drops
+// the older keys. It does nothing where there is one key.
+func (m *Manager) finishKeyset(ctx context.Context, actor *api.Actor) (versions int, err error) {
+	if one, err := hasOneKey(m.store.View().Cluster()); one || err != nil {
+		return 0, err
+	}
 	for again := true; again; { // a secret made meanwhile may still be under the old key
 		again = false
 		v := m.store.View()
 		ks, err := secrets.ParseKeyset(v.Cluster().Keyset)
 		if err != nil {
-			return versions, warden.Wrap(op, err)
+			return versions, err
 		}
 		var due []*api.SecretVersion
 		for _, s := range v.Secrets() {
@@ -150,7 +186,7 @@ func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions 
 		for sv := range slices.Values(due) {
 			next := api.Clone(sv)
 			if next.WrappedKey, err = secrets.Rewrap(ks, v.Cluster().Id, sv.SecretId, sv.Version, sv.WrappedKey); err != nil {
-				return versions, warden.Wrap(op, err)
+				return versions, err
 			}
 			next.KeysetGeneration = v.Cluster().KeysetGeneration
 			_, err := m.store.Propose(ctx, &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: []*api.Operation{
@@ -161,7 +197,7 @@ func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions 
 				versions++
 			case warden.CodeConflict, warden.CodeNotFound:
 			default:
-				return versions, warden.Wrap(op, err)
+				return versions, err
 			}
 			again = true
 		}
@@ -171,11 +207,53 @@ func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions 
 		if err != nil {
 			return err
 		}
-		if ks, err = ks.OnlyPrimary(); err != nil {
+		primary, err := ks.OnlyPrimary()
+		if err != nil {
 			return err
 		}
-		c.Keyset, err = ks.Bytes()
+		if err := resealCA(c, ks, primary); err != nil { // nothing that is needed may stay under a key that goes
+			return err
+		}
+		c.Keyset, err = primary.Bytes()
 		return err
 	})
-	return versions, warden.Wrap(op, err)
+	return versions, err
+}
+
+// resealCA seals the CA's keys, which old opens, under next's primary.
+func resealCA(c *api.Cluster, old, next *secrets.Keyset) error {
+	for _, k := range []struct {
+		sealed  *[]byte
+		purpose string
+	}{{&c.SealedRootKey, purposeRoot}, {&c.SealedIssuingKey, purposeIssuing}} {
+		if len(*k.sealed) == 0 {
+			continue
+		}
+		der, err := old.Open(*k.sealed, c.Id, k.purpose)
+		if err != nil {
+			return err
+		}
+		*k.sealed, err = next.Seal(der, c.Id, k.purpose)
+		clear(der)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hasOneKey reports whether the keyset holds its primary alone.
+func hasOneKey(c *api.Cluster) (bool, error) {
+	if c == nil {
+		return true, nil
+	}
+	ks, err := secrets.ParseKeyset(c.Keyset)
+	if err != nil {
+		return false, err
+	}
+	if ks, err = ks.OnlyPrimary(); err != nil {
+		return false, err
+	}
+	primary, err := ks.Bytes()
+	return len(primary) == len(c.Keyset), err
 }

@@ -15,8 +15,8 @@ import (
 // judge is Config.Judge of the doors: by the current state. A replica may be a moment behind the commit that made a node or
 // renewed its key: what looks unknown at a handshake is judged again after it has caught up.
 func (m *Manager) judge(name string, id ca.Identity, live bool) error {
-	err := judge(m.store.View(), name, id, live)
-	if code := warden.CodeOf(err); live || name == warden.DoorRaft || code != warden.CodeWrongKey && code != warden.CodeDenied {
+	err := judge(m.store.View(), name, id, live, m.mayPush())
+	if code := warden.CodeOf(err); live || code != warden.CodeWrongKey && code != warden.CodeDenied {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -24,7 +24,7 @@ func (m *Manager) judge(name string, id ca.Identity, live bool) error {
 	if serr := m.sync(ctx); serr != nil {
 		return err
 	}
-	return judge(m.store.View(), name, id, live)
+	return judge(m.store.View(), name, id, live, m.mayPush())
 }
 
 // pinned reports whether the record of the subject holds the key of its leaf. Where the replica is still empty after a
@@ -51,10 +51,12 @@ func hasKey(n *api.Node, h [32]byte) bool {
 
 // judge decides whether a subject with a valid chain may pass a door, or stay. Pure over the view.
 //
-// The raft door can't ask for a live record, since a restarted replica is empty or stale until a leader commits: it refuses
-// what the state is sure of (a tombstone, a record that is no manager's), and raft's own configuration decides the rest.
+// The raft door can't always ask for a live record, since a restarted replica is empty or stale until a leader commits: while
+// the view is not fresh it refuses only what the state is sure of (a tombstone, a record that is no manager's). fresh: what
+// the leader had committed a moment ago is in the view. Then it judges as the peer door does, so that a leaf that an evicted
+// manager issued itself, with the CA key that it knew, opens nothing.
 // Errors: CodeEvicted, CodeWrongRole, CodeWrongKey, CodeDenied.
-func judge(v *store.View, name string, id ca.Identity, live bool) error {
+func judge(v *store.View, name string, id ca.Identity, live, fresh bool) error {
 	op := "entering " + name
 	n, dead := v.Node(id.NodeID), v.Tombstone(id.NodeID)
 	if name == warden.DoorControl {
@@ -67,23 +69,18 @@ func judge(v *store.View, name string, id ca.Identity, live bool) error {
 		return warden.Errorf(warden.CodeEvicted, op, "node %s was removed", id.NodeID)
 	}
 	switch name {
-	case warden.DoorRaft:
+	case warden.DoorRaft, warden.DoorPeer:
 		if id.Role != ca.RoleManager {
 			return warden.Errorf(warden.CodeWrongRole, op, "node %s has a %s's leaf", id.NodeID, id.Role)
 		}
 		if n != nil && n.EffectiveRole() != api.Role_ROLE_MANAGER {
 			return warden.Errorf(warden.CodeWrongRole, op, "node %s is recorded as a worker", id.NodeID)
 		}
-		return nil
-	case warden.DoorPeer:
-		if id.Role != ca.RoleManager {
-			return warden.Errorf(warden.CodeWrongRole, op, "node %s has a %s's leaf", id.NodeID, id.Role)
+		if name == warden.DoorRaft && !fresh {
+			return nil
 		}
 		if n == nil {
 			return warden.Errorf(warden.CodeDenied, op, "node %s has no record", id.NodeID)
-		}
-		if n.EffectiveRole() != api.Role_ROLE_MANAGER {
-			return warden.Errorf(warden.CodeWrongRole, op, "node %s is recorded as a worker", id.NodeID)
 		}
 	case warden.DoorNode:
 		if dead != nil {

@@ -66,6 +66,7 @@ type Manager struct {
 	lease      lease
 	limiter    *join.Limiter
 	ready      atomic.Bool
+	rotation   sync.Mutex    // held over a rotation of keys: two at once would drop keys that are in use
 	report     chan struct{} // asks for a report to the leader now
 	reconcile  chan struct{} // asks for a look at the membership now
 
@@ -152,7 +153,7 @@ func (m *Manager) run(ctx context.Context, listener net.Listener) {
 		},
 		Logger: m.logger.With("part", "door"),
 	})
-	watch := m.store.Watch(api.Kind_KIND_NODE, api.Kind_KIND_TOMBSTONE)
+	watch := m.store.Watch(api.Kind_KIND_NODE, api.Kind_KIND_TOMBSTONE, api.Kind_KIND_CLUSTER)
 	parent := ctx
 	g, ctx := errgroup.WithContext(parent)
 	g.Go(func() error { return m.doors.Serve(ctx, listener) })
@@ -268,6 +269,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	g.Go(func() error { return m.membership(ctx) })
 	g.Go(func() error { return m.housekeeping(ctx) })
 	g.Go(func() error { m.live.run(ctx); return nil })
+	g.Go(func() error { m.resume(ctx); return nil })
 	for m.store.IsLeader() && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -296,6 +298,9 @@ func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
 			continue
 		}
 		for _, k := range ch.Keys {
+			if k.Kind == api.Kind_KIND_CLUSTER { // an issuing CA may be distrusted now
+				k.ID = ""
+			}
 			m.doors.Rejudge(k.ID)
 		}
 	}
@@ -409,6 +414,9 @@ func (m *Manager) admitAddress(name string, remote netip.Addr) error {
 func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err error) {
 	code := warden.CodeOf(err)
 	level := slog.LevelInfo
+	if id.NodeID == "" {
+		level = slog.LevelDebug // anybody can cause it, as often as they like
+	}
 	if code == warden.CodeWrongKey || code == warden.CodeEvicted {
 		level = slog.LevelWarn
 	}

@@ -13,6 +13,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/ca"
 	"warden/door"
 )
 
@@ -120,9 +121,19 @@ type peerService struct {
 	m *Manager
 }
 
+// caller returns who calls, if it is still a manager: the cut of its connection may be a moment behind the commit that said
+// otherwise. Errors: CodeDenied; CodeUnavailable, since a manager that only has a new key comes back at once.
+func (s *peerService) caller(ctx context.Context) (ca.Identity, error) {
+	id, err := door.CallerOf(ctx)
+	if err != nil {
+		return id, err
+	}
+	return id, warden.Recode(warden.CodeUnavailable, "", judge(s.m.store.View(), warden.DoorPeer, id, true, true))
+}
+
 // Forward runs a call here. The calling manager vouches for the caller, whom it names; it is on record as the way.
 func (s *peerService) Forward(ctx context.Context, req *api.ForwardRequest) (*api.ForwardReply, error) {
-	id, err := door.CallerOf(ctx)
+	id, err := s.caller(ctx)
 	if err != nil {
 		return nil, api.Error(err)
 	}
@@ -139,7 +150,7 @@ func (s *peerService) Forward(ctx context.Context, req *api.ForwardRequest) (*ap
 }
 
 func (s *peerService) Report(ctx context.Context, req *api.ReportRequest) (*api.ReportReply, error) {
-	id, err := door.CallerOf(ctx)
+	id, err := s.caller(ctx)
 	if err != nil {
 		return nil, api.Error(err)
 	}
@@ -148,7 +159,7 @@ func (s *peerService) Report(ctx context.Context, req *api.ReportRequest) (*api.
 }
 
 func (s *peerService) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
-	id, err := door.CallerOf(ctx)
+	id, err := s.caller(ctx)
 	if err != nil {
 		return nil, api.Error(err)
 	}
@@ -161,6 +172,9 @@ func (s *peerService) Propose(ctx context.Context, cmd *api.Command) (*api.Resul
 }
 
 func (s *peerService) Relay(req *api.LogsRequest, stream grpc.ServerStreamingServer[api.LogChunk]) error {
+	if _, err := s.caller(stream.Context()); err != nil {
+		return api.Error(err)
+	}
 	t := s.m.store.View().Task(req.GetTaskId())
 	if t == nil {
 		return api.Error(warden.Errorf(warden.CodeNotFound, "relaying logs", "no task %s", req.GetTaskId()))

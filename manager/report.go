@@ -65,6 +65,7 @@ func (m *Manager) reportLoop(ctx context.Context) error {
 		held = !expired
 		if err == nil && !m.ready.Swap(true) {
 			m.logger.Info("caught up with the leader", "index", m.store.AppliedIndex())
+			m.doors.Rejudge("") // the raft door let in what the view did not know of
 		}
 	}
 }
