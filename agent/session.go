@@ -50,7 +50,7 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, manager string) (again
 	lis := newOnce(conn)
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax), grpc.MaxHeaderListSize(8<<10),
-		grpc.MaxConcurrentStreams(128), grpc.SharedWriteBuffer(true), grpc.ReadBufferSize(4<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout),
+		grpc.MaxConcurrentStreams(128), grpc.ReadBufferSize(4<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			reply, err := next(ctx, req)

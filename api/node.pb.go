@@ -298,7 +298,8 @@ func (x *SecretMaterial) GetData() []byte {
 	return nil
 }
 
-// AssignmentSet is what a node has to run. complete: it replaces all that was assigned before; what it does not name ends.
+// AssignmentSet is a part of what a node has to run. complete: with this set all that the session has sent is the whole;
+// what none of its sets named ends. Once per session.
 type AssignmentSet struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Sequence      uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"` // 1, 2, … within a session; another number than the next one is refused

@@ -703,6 +703,7 @@ type Node struct {
 	LeafRole        Role                   `protobuf:"varint,19,opt,name=leaf_role,json=leafRole,proto3,enum=warden.v1.Role" json:"leaf_role,omitempty"` // role in the newest leaf issued
 	LeafZone        string                 `protobuf:"bytes,20,opt,name=leaf_zone,json=leafZone,proto3" json:"leaf_zone,omitempty"`
 	LeafGeneration  uint64                 `protobuf:"varint,21,opt,name=leaf_generation,json=leafGeneration,proto3" json:"leaf_generation,omitempty"` // issuing_generation that signed the newest leaf
+	WasManager      bool                   `protobuf:"varint,22,opt,name=was_manager,json=wasManager,proto3" json:"was_manager,omitempty"`             // set by the apply, for ever: it knew what managers know
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -884,6 +885,13 @@ func (x *Node) GetLeafGeneration() uint64 {
 	return 0
 }
 
+func (x *Node) GetWasManager() bool {
+	if x != nil {
+		return x.WasManager
+	}
+	return false
+}
+
 // Tombstone says that a node ID is gone for ever. Never deleted.
 type Tombstone struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -895,6 +903,7 @@ type Tombstone struct {
 	KeyHashes     [][]byte               `protobuf:"bytes,6,rep,name=key_hashes,json=keyHashes,proto3" json:"key_hashes,omitempty"` // no node may join with one of these again
 	Compromised   bool                   `protobuf:"varint,7,opt,name=compromised,proto3" json:"compromised,omitempty"`
 	RemovedNs     int64                  `protobuf:"varint,8,opt,name=removed_ns,json=removedNs,proto3" json:"removed_ns,omitempty"`
+	WasManager    bool                   `protobuf:"varint,9,opt,name=was_manager,json=wasManager,proto3" json:"was_manager,omitempty"` // as in the node's record
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -983,6 +992,13 @@ func (x *Tombstone) GetRemovedNs() int64 {
 		return x.RemovedNs
 	}
 	return 0
+}
+
+func (x *Tombstone) GetWasManager() bool {
+	if x != nil {
+		return x.WasManager
+	}
+	return false
 }
 
 type Zone struct {
@@ -2364,7 +2380,7 @@ const file_objects_proto_rawDesc = "" +
 	" \x01(\tR\tadvertise\x1a?\n" +
 	"\x11EngineLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb7\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x06\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x1a\n" +
@@ -2387,10 +2403,12 @@ const file_objects_proto_rawDesc = "" +
 	"\rjoin_key_hash\x18\x12 \x01(\fR\vjoinKeyHash\x12,\n" +
 	"\tleaf_role\x18\x13 \x01(\x0e2\x0f.warden.v1.RoleR\bleafRole\x12\x1b\n" +
 	"\tleaf_zone\x18\x14 \x01(\tR\bleafZone\x12'\n" +
-	"\x0fleaf_generation\x18\x15 \x01(\x04R\x0eleafGeneration\x1a9\n" +
+	"\x0fleaf_generation\x18\x15 \x01(\x04R\x0eleafGeneration\x12\x1f\n" +
+	"\vwas_manager\x18\x16 \x01(\bR\n" +
+	"wasManager\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf5\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x02\n" +
 	"\tTombstone\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x1a\n" +
@@ -2401,7 +2419,9 @@ const file_objects_proto_rawDesc = "" +
 	"key_hashes\x18\x06 \x03(\fR\tkeyHashes\x12 \n" +
 	"\vcompromised\x18\a \x01(\bR\vcompromised\x12\x1d\n" +
 	"\n" +
-	"removed_ns\x18\b \x01(\x03R\tremovedNs\"O\n" +
+	"removed_ns\x18\b \x01(\x03R\tremovedNs\x12\x1f\n" +
+	"\vwas_manager\x18\t \x01(\bR\n" +
+	"wasManager\"O\n" +
 	"\x04Zone\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x12\n" +

@@ -39,6 +39,7 @@ type Cluster interface {
 	AwaitManagers(ctx context.Context, index uint64) (silent []string)
 	CanRemoveManager(id string) error
 	StepDown(ctx context.Context) error
+	RoleLost() <-chan struct{} // closed when this manager ends because its node is a worker now
 	RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error)
 	Managers() *api.ManagerList
 	RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error
@@ -162,7 +163,7 @@ func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		return nil, api.Error(err)
 	}
 	ctx = context.WithValue(ctx, requestKey{}, id)
-	stop := time.Now().Add(forwardFor)
+	lost, stop := s.itself(req)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		reply, err := s.onLeader(ctx, id, req, info, handler)
 		switch warden.CodeOf(err) {
@@ -177,9 +178,25 @@ func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		}
 		select {
 		case <-ctx.Done():
+		case <-lost:
+			return &api.ChangeReply{Id: s.cfg.NodeID, Warnings: []string{"the leader's answer could not reach this node any more: it is a worker now"}}, nil
 		case <-time.After(wait):
 		}
 	}
+}
+
+// itself looks whether a call ends this manager's own role, over which the leader's answer is cut off: then the node's change
+// of role, seen here, is the answer.
+func (s *Server) itself(req any) (lost <-chan struct{}, stop time.Time) {
+	stop = time.Now().Add(forwardFor)
+	r, ok := req.(*api.UpdateNodeRequest)
+	if !ok || r.Role != api.Role_ROLE_WORKER {
+		return nil, stop
+	}
+	if id, err := s.cfg.Store.View().Resolve(api.Kind_KIND_NODE, r.Reference); err != nil || id != s.cfg.NodeID {
+		return nil, stop
+	}
+	return s.cfg.Cluster.RoleLost(), stop.Add(warden.LeaseHold)
 }
 
 func (s *Server) onLeader(ctx context.Context, id string, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {

@@ -23,7 +23,8 @@ import (
 
 // fake is a control.Cluster whose answers a test sets.
 type fake struct {
-	mu       sync.Mutex // guards all below
+	lost     chan struct{} // RoleLost
+	mu       sync.Mutex    // guards all below
 	calls    []string
 	liveness map[string]api.Liveness // of nodes; else unknown
 	message  map[string]string
@@ -59,6 +60,8 @@ func (f *fake) CanRemoveManager(id string) error {
 	}
 	return f.stays
 }
+
+func (f *fake) RoleLost() <-chan struct{} { return f.lost }
 
 func (f *fake) StepDown(context.Context) error {
 	f.called("step down")

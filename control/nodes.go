@@ -244,7 +244,7 @@ func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api
 	t := e.tombstone
 	reply := &api.RemoveNodeReply{Id: t.Id, Hostname: t.Hostname, Role: t.Role, Index: e.index}
 	reply.SilentManagers = s.cfg.Cluster.AwaitManagers(ctx, e.index)
-	if e.manager {
+	if e.knew {
 		s.afterManager(ctx, reply, e.revoked)
 		reply.AllSecrets, reply.Exposures = true, allSecrets(s.cfg.Store.View(), t.Id)
 	} else if r.Compromised {
@@ -259,7 +259,7 @@ func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api
 // eviction is what the command of one did.
 type eviction struct {
 	tombstone *api.Tombstone
-	manager   bool
+	knew      bool // what managers know: it is one, or was
 	revoked   int
 	index     uint64
 	seen      []*api.Exposure // before the command, which forgets those of versions that are gone
@@ -281,19 +281,20 @@ func (s *Server) evict(ctx context.Context, r *api.RemoveNodeRequest) (*eviction
 		}
 		n := v.Node(id)
 		c.kind, c.id, c.name = api.Kind_KIND_TOMBSTONE, id, n.Hostname
-		e = &eviction{manager: n.Role == api.Role_ROLE_MANAGER || n.DesiredRole == api.Role_ROLE_MANAGER, seen: v.ExposuresByNode(id)}
-		if err := s.mayRemove(ctx, op, n, e.manager, r.Force || r.Compromised); err != nil {
+		manager := n.Role == api.Role_ROLE_MANAGER || n.DesiredRole == api.Role_ROLE_MANAGER
+		e = &eviction{knew: manager || n.WasManager, seen: v.ExposuresByNode(id)}
+		if err := s.mayRemove(ctx, op, n, manager, r.Force || r.Compromised); err != nil {
 			return c, err
 		}
 		now := time.Now().UnixNano()
-		e.tombstone = &api.Tombstone{Id: id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone, Compromised: r.Compromised, RemovedNs: now}
+		e.tombstone = &api.Tombstone{Id: id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone, Compromised: r.Compromised, RemovedNs: now, WasManager: e.knew}
 		for _, h := range [][]byte{n.KeyHash, n.NextKeyHash, n.JoinKeyHash} {
 			if len(h) > 0 {
 				e.tombstone.KeyHashes = append(e.tombstone.KeyHashes, h)
 			}
 		}
 		c.ops = []*api.Operation{store.Put(e.tombstone, 0), store.Delete(n)}
-		if e.manager {
+		if e.knew {
 			tokens := revokeAll(v, now, func(*api.Token) bool { return true })
 			e.revoked = len(tokens)
 			c.ops = append(c.ops, tokens...)
@@ -316,7 +317,12 @@ func (s *Server) mayRemove(ctx context.Context, op string, n *api.Node, manager,
 	case manager && !force:
 		return warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is a manager"), "demote it first with `wardenctl node demote`, or evict it at once with --force")
 	case manager:
-		return s.beforeManagerGoes(ctx, n.Id)
+		err := s.beforeManagerGoes(ctx, n.Id)
+		if a, aerr := actorOf(ctx); err != nil && warden.CodeOf(err) != warden.CodeNotLeader || aerr == nil && a.Via != n.Id {
+			return err
+		}
+		return warden.Hint(warden.Errorf(warden.CodeInvalid, op, "it is the manager that was asked, which could not tell what came of it"),
+			"run the command on another manager, or `wardenctl swarm leave --force` on this one")
 	case !force && s.cfg.Cluster.NodeStates([]string{n.Id})[0].Liveness != api.Liveness_LIVENESS_DOWN:
 		return warden.Hint(warden.Errorf(warden.CodeInUse, op, "it is not down"), "let it leave with `wardenctl swarm leave`, or evict it at once with --force")
 	}
@@ -334,7 +340,7 @@ func (s *Server) evicted(ctx context.Context, ref string, gone error) (*eviction
 		if index == 0 || t.Meta.Index != index {
 			continue
 		}
-		e := &eviction{tombstone: t, manager: t.Role == api.Role_ROLE_MANAGER, index: index}
+		e := &eviction{tombstone: t, knew: t.WasManager, index: index}
 		for _, o := range v.Tokens() {
 			if o.RevokedNs != 0 && o.Meta.Index == index {
 				e.revoked++

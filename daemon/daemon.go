@@ -61,7 +61,8 @@ type Daemon struct {
 	ctx    context.Context // of Run
 	failed chan error      // what ends the daemon
 
-	op sync.Mutex // serialises init, join, leave, unlock, and changes of role; held across their I/O
+	op     sync.Mutex        // serialises init, join, leave, unlock, and changes of role; held across their I/O
+	sealer *autolock.Keyring // what the running manager's state is sealed under; guarded by op
 
 	mu       sync.Mutex // guards all below; never held across I/O
 	state    string
@@ -154,6 +155,9 @@ func (d *Daemon) start(id autolock.Identity, recipient *autolock.Recipient) erro
 			d.set(func() { d.identity = nil })
 			return err
 		}
+	} else if err := d.removeState(); err != nil { // of a demotion that a crash cut short
+		d.set(func() { d.identity = nil })
+		return err
 	}
 	d.startAgent()
 	d.set(func() { d.state, d.message, d.locked = StateRunning, "", nil })
@@ -180,6 +184,8 @@ func (d *Daemon) startManager() error {
 	if err != nil {
 		return err
 	}
+	id, _ := d.identity.now()
+	d.sealer = id.Keyring
 	d.set(func() { d.manager = m })
 	go func() {
 		<-m.Done()
@@ -275,7 +281,9 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, string, error) {
 	for _, info := range order {
 		conn, err := door.Dial(ctx, info.Address, warden.DoorNode, i.certificate(), manager.Expect(i.trust(), info, l.DistrustedIssuers, stale))
 		if err == nil {
-			i.heard()
+			if !stale { // a loose check proves no contact: the session does, by its list of managers
+				i.heard()
+			}
 			return conn, info.NodeId, nil
 		}
 		errs = append(errs, err)
@@ -312,33 +320,45 @@ func (d *Daemon) install(r *api.InstallRequest) error {
 		return err
 	}
 	if promoted || demoted {
-		go d.follow(i, promoted)
+		go d.follow(i)
 	}
 	return nil
 }
 
-// follow starts or ends the manager after a change of role.
-func (d *Daemon) follow(i *identity, promoted bool) {
+// follow starts or ends the manager after a change of role. It goes by the role of now, since a later change may come first.
+func (d *Daemon) follow(i *identity) {
 	d.op.Lock()
 	defer d.op.Unlock()
 	d.mu.Lock()
-	same := d.identity == i
+	same, m := d.identity == i, d.manager
 	d.mu.Unlock()
 	if !same || d.ctx.Err() != nil {
 		return
 	}
-	if promoted {
-		d.logger.Info("became a manager")
-		if err := d.startManager(); err != nil {
-			d.fail(warden.Wrap("starting the manager after the promotion", err))
-		}
+	id, _ := i.now()
+	if m != nil && id.Keyring == d.sealer {
+		return // it was, and is, a manager
+	}
+	if m != nil {
+		m.Demoted()
+		d.stopManager()
+	}
+	if err := d.removeState(); err != nil { // under a key that is gone
+		d.fail(warden.Wrap("removing the replicated state after a change of role", err))
 		return
 	}
-	d.stopManager()
-	if err := durable.RemoveAll(filepath.Join(d.cfg.StateDir, raftDir)); err != nil {
-		d.logger.Error("failed to remove the replicated state after the demotion", "error", err)
+	d.logger.Info("followed a change of role", "role", id.Role)
+	if id.Role != ca.RoleManager {
+		return
 	}
-	d.logger.Info("became a worker")
+	if err := d.startManager(); err != nil {
+		d.fail(warden.Wrap("starting the manager after the promotion", err))
+	}
+}
+
+// removeState removes the replicated state.
+func (d *Daemon) removeState() error {
+	return durable.RemoveAll(filepath.Join(d.cfg.StateDir, raftDir))
 }
 
 // evicted is the agent's word that the order to wipe came, after it stopped and wiped every task.
@@ -346,6 +366,15 @@ func (d *Daemon) evicted(r *api.EvictRequest) {
 	go func() {
 		d.op.Lock()
 		defer d.op.Unlock()
+		d.mu.Lock()
+		i := d.identity
+		d.mu.Unlock()
+		if i == nil {
+			return // it left meanwhile
+		}
+		if id, _ := i.now(); id.NodeID != r.NodeId {
+			return // it left and joined again: the order is for who it was
+		}
 		d.halt()
 		d.set(func() {
 			d.state, d.identity = StateEvicted, nil

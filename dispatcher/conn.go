@@ -58,7 +58,6 @@ func clientOver(conn net.Conn) (*grpc.ClientConn, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(emptyMessageMax), grpc.MaxCallSendMsgSize(warden.MessageMax)),
 		grpc.WithMaxHeaderListSize(8<<10),
-		grpc.WithSharedWriteBuffer(true),
 		grpc.WithReadBufferSize(4<<10),
 		grpc.WithDisableRetry(),
 		grpc.WithDisableServiceConfig(),

@@ -90,7 +90,7 @@ func TestAcknowledgements(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				m := newManager(t)
-				err, took := m.serve(t.Context(), &node{assign: c.assign})
+				took, err := m.serve(t.Context(), &node{assign: c.assign})
 				wantEnd(t, err, took, c.code, c.after)
 			})
 		})
@@ -164,7 +164,7 @@ func TestFlood(t *testing.T) {
 			}
 			return nil
 		}}
-		err, took := m.serve(t.Context(), n)
+		took, err := m.serve(t.Context(), n)
 		wantEnd(t, err, took, warden.CodeLimited, 0)
 		if n := len(m.taken()); n != 1 {
 			t.Errorf("%d reports, want 1", n)
@@ -202,7 +202,7 @@ func TestDescriptions(t *testing.T) {
 func TestHugeDescription(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := newManager(t)
-		err, took := m.serve(t.Context(), &node{describe: func(context.Context) (*api.DescribeReply, error) {
+		took, err := m.serve(t.Context(), &node{describe: func(context.Context) (*api.DescribeReply, error) {
 			return &api.DescribeReply{Description: &api.NodeDescription{Hostname: strings.Repeat("a", 1<<20)}}, nil
 		}})
 		wantEnd(t, err, took, warden.CodeTooLarge, 0)
@@ -228,11 +228,11 @@ func TestEvictedNodeThatIgnoresIt(t *testing.T) {
 			}}
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(3*time.Second, func() { cancel(warden.Errorf(warden.CodeEvicted, "", "removed")) })
-		err, took := m.serve(ctx, n)
+		took, err := m.serve(ctx, n)
 		wantEnd(t, err, took, warden.CodeEvicted, 4*time.Second)
 		calls = 0
 		m.peer.Tombstone = &api.Tombstone{Id: m.nodeID, Meta: &api.Meta{Index: 9}, RemovedNs: 8}
-		err, took = m.serve(t.Context(), n)
+		took, err = m.serve(t.Context(), n)
 		wantEnd(t, err, took, warden.CodeEvicted, time.Second)
 		if calls != 0 || len(got) != 2 || got[0].NodeId != m.nodeID || got[1].Index != 9 || got[1].TimeNs != 8 {
 			t.Errorf("%d other calls, evicts %v", calls, got)
@@ -269,7 +269,7 @@ func TestRenewOnly(t *testing.T) {
 				}
 				return []byte("csr"), nil
 			}}
-		err, took := m.serve(t.Context(), n)
+		took, err := m.serve(t.Context(), n)
 		wantEnd(t, err, took, warden.CodeUnavailable, 3500*time.Millisecond+10*time.Second)
 		if len(asked) != 4 || asked[1] != 500*time.Millisecond || asked[2] != 1500*time.Millisecond || len(m.issued) != 1 {
 			t.Errorf("asked at %v, issued at %v", asked, m.issued)

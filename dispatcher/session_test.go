@@ -184,7 +184,7 @@ func (m *manager) taken() []*api.NodeTaskReport {
 }
 
 // serve runs a session with the node and returns how it ended, and after how long.
-func (m *manager) serve(ctx context.Context, n *node) (error, time.Duration) {
+func (m *manager) serve(ctx context.Context, n *node) (time.Duration, error) {
 	near, far := net.Pipe()
 	server := grpc.NewServer(grpc.WaitForHandlers(true))
 	api.RegisterSessionServer(server, n)
@@ -197,7 +197,7 @@ func (m *manager) serve(ctx context.Context, n *node) (error, time.Duration) {
 	took := time.Since(start)
 	server.Stop()
 	wg.Wait()
-	return err, took
+	return took, err
 }
 
 type oneConn struct {
@@ -229,7 +229,7 @@ func TestSilentNode(t *testing.T) {
 				<-ctx.Done()
 				return nil, ctx.Err()
 			}
-			err, took := m.serve(t.Context(), n)
+			took, err := m.serve(t.Context(), n)
 			want := time.Duration(answers)*warden.HeartbeatPeriod + warden.HeartbeatMissed
 			if warden.CodeOf(err) != warden.CodeTimeout || took != want {
 				t.Errorf("after %d answers: Serve = %v after %v, want %s after %v", answers, err, took, warden.CodeTimeout, want)

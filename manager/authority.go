@@ -72,12 +72,6 @@ func (m *Manager) openSecret(secretID string, version uint64) (sensitive.Bytes, 
 	return secrets.OpenVersion(ks, m.cfg.ClusterID, secretID, version, sv.Ciphertext, sv.WrappedKey)
 }
 
-// Keyset returns the present cluster keyset, for sealing new secret versions.
-func (m *Manager) Keyset() (*secrets.Keyset, error) {
-	ks, _, err := m.authority.of(m.store.View().Cluster())
-	return ks, err
-}
-
 // NewClusterRecord makes the keys of a new cluster: root, issuing CA and keyset.
 func NewClusterRecord(clusterID string, mk Maker) (*api.Cluster, *ca.Authority, error) {
 	const op = "making the keys of the cluster"

@@ -71,6 +71,7 @@ type Manager struct {
 	reconcile  chan struct{} // asks for a look at the membership now
 
 	cancel context.CancelCauseFunc
+	lost   chan struct{} // closed by Demoted
 	done   chan struct{}
 	mu     sync.Mutex // guards err
 	err    error
@@ -100,7 +101,7 @@ func storeConfig(cfg Config, t *rafttransport.Transport) store.Config {
 func Start(cfg Config) (*Manager, error) {
 	m := &Manager{
 		cfg: cfg, logger: cfg.Logger, live: newLiveness(), limiter: join.NewLimiter(),
-		report: make(chan struct{}, 1), reconcile: make(chan struct{}, 1), done: make(chan struct{}),
+		report: make(chan struct{}, 1), reconcile: make(chan struct{}, 1), lost: make(chan struct{}), done: make(chan struct{}),
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
 	if err != nil {
@@ -204,6 +205,12 @@ func (m *Manager) Stop(ctx context.Context) error {
 		return ctx.Err()
 	}
 }
+
+// Demoted says that the node has a worker's leaf now. Call it once, before Stop.
+func (m *Manager) Demoted() { close(m.lost) }
+
+// RoleLost is closed by Demoted.
+func (m *Manager) RoleLost() <-chan struct{} { return m.lost }
 
 // Done is closed when the manager has ended; Err says why, nil after Stop.
 func (m *Manager) Done() <-chan struct{} { return m.done }

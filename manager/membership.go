@@ -99,12 +99,14 @@ func (m *Manager) CanRemoveManager(id string) error {
 	if err != nil {
 		return err
 	}
+	view := m.store.View()
 	var voters []string
 	isVoter := false
 	for _, member := range members {
 		switch {
 		case member.ID == id:
 			isVoter = member.Voter
+		case view.Node(member.ID).EffectiveRole() != api.Role_ROLE_MANAGER: // on its way out
 		case member.Voter:
 			voters = append(voters, member.ID)
 		}

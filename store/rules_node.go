@@ -47,6 +47,7 @@ func (x *tx) ruleNode(old, next *api.Node) error {
 			return warden.Errorf(warden.CodeTooLarge, "", "there are %d managers, which is the most", managers)
 		}
 	}
+	next.WasManager = isManager(next) || old.GetWasManager()
 	if old.EffectiveRole() == api.Role_ROLE_MANAGER && next.EffectiveRole() != api.Role_ROLE_MANAGER {
 		x.after = append(x.after, x.managersRemain)
 	}
