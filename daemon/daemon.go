@@ -362,30 +362,30 @@ func (d *Daemon) removeState() error {
 }
 
 // evicted is the agent's word that the order to wipe came, after it stopped and wiped every task.
-func (d *Daemon) evicted(r *api.EvictRequest) {
-	go func() {
-		d.op.Lock()
-		defer d.op.Unlock()
-		d.mu.Lock()
-		i := d.identity
-		d.mu.Unlock()
-		if i == nil {
-			return // it left meanwhile
-		}
-		if id, _ := i.now(); id.NodeID != r.NodeId {
-			return // it left and joined again: the order is for who it was
-		}
-		d.halt()
-		d.set(func() {
-			d.state, d.identity = StateEvicted, nil
-			d.message = "node " + r.NodeId + ", all that it held is wiped"
-		})
-		if err := d.wipe(); err != nil {
-			d.fail(err)
-			return
-		}
-		d.logger.Warn("evicted: wiped identity, state, tasks and secrets", "node_id", r.NodeId)
-	}()
+func (d *Daemon) evicted(r *api.EvictRequest) { go d.evict(r) }
+
+func (d *Daemon) evict(r *api.EvictRequest) {
+	d.op.Lock()
+	defer d.op.Unlock()
+	d.mu.Lock()
+	i := d.identity
+	d.mu.Unlock()
+	if i == nil {
+		return // it left meanwhile
+	}
+	if id, _ := i.now(); id.NodeID != r.NodeId {
+		return // it left and joined again: the order is for who it was
+	}
+	d.halt()
+	d.set(func() {
+		d.state, d.identity = StateEvicted, nil
+		d.message = "node " + r.NodeId + ", all that it held is wiped"
+	})
+	if err := d.wipe(); err != nil {
+		d.fail(err)
+		return
+	}
+	d.logger.Warn("evicted: wiped identity, state, tasks and secrets", "node_id", r.NodeId)
 }
 
 // wipe removes everything that belongs to a cluster: the identity first, without which the rest is nobody's.

@@ -256,11 +256,18 @@ func (i *identity) setManagers(l *api.ManagerList) error {
 		return nil
 	}
 	i.managers = l
+	return writeManagers(i.dir, l)
+}
+
+func writeManagers(dir string, l *api.ManagerList) error {
+	if err := durable.MkdirPrivate(filepath.Join(dir, identityDir)); err != nil {
+		return err
+	}
 	b, err := protojson.MarshalOptions{Multiline: true}.Marshal(l)
 	if err != nil {
 		return err
 	}
-	return durable.WriteFile(filepath.Join(i.dir, managersFile), b, 0o600)
+	return durable.WriteFile(filepath.Join(dir, managersFile), b, 0o600)
 }
 
 // known returns the list of managers, and whether the last contact is so long ago that their keys may all have changed.

@@ -77,6 +77,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 		if err != nil {
 			return nil, warden.Wrap(op, err)
 		}
+		defer unlock.Wipe()
 		to := unlock.Recipient()
 		recipient, maker.Recipient, maker.KeyID = &to, to[:], to.KeyID()
 		reply.UnlockKeyId = to.KeyID()
@@ -125,6 +126,9 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 		return nil, warden.Wrap(op, err)
 	}
 	if err := d.start(id, recipient); err != nil {
+		if werr := d.wipe(); werr != nil { // the unlock key does not reach anybody: what is sealed under it is of no use
+			d.logger.Error("failed to wipe what a failed init left", "error", werr)
+		}
 		return nil, warden.Wrap(op, err)
 	}
 	if err := d.identity.setManagers(&api.ManagerList{Managers: []*api.ManagerInfo{{NodeId: node.Id, Address: address, KeyHashes: [][]byte{node.KeyHash}}}}); err != nil {
@@ -274,17 +278,14 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 	if err := d.wipe(); err != nil {
 		return nil, err
 	}
+	// Where to dial comes first: a key file without it would be a node that reaches nobody.
+	if err := writeManagers(d.cfg.StateDir, grant.Managers); err != nil {
+		return nil, warden.Wrap(op, err)
+	}
 	if err := writeIdentity(d.cfg.StateDir, id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
-	first, err := openIdentity(d.cfg.StateDir, id, recipient)
-	if err == nil {
-		err = first.setManagers(grant.Managers)
-	}
-	if err == nil {
-		err = d.start(id, recipient)
-	}
-	if err != nil {
+	if err := d.start(id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
 	if id.Role == ca.RoleManager {
@@ -361,6 +362,7 @@ func (d *Daemon) unlock(r *api.UnlockRequest) (*api.UnlockReply, error) {
 	if err != nil {
 		return nil, err
 	}
+	defer key.Wipe()
 	id, err := kf.Unlock(key)
 	if err != nil {
 		return nil, err

@@ -28,8 +28,8 @@ func listenSocket(path string) (net.Listener, error) {
 	if c, err := net.Dial("unix", path); err == nil {
 		c.Close()
 		return nil, warden.Hint(warden.Errorf(warden.CodeInUse, op, "another daemon answers there"), "stop it, or choose another with --socket")
-	} else if errors.Is(err, unix.ECONNREFUSED) {
-		os.Remove(path)
+	} else if fi, serr := os.Lstat(path); serr == nil && errors.Is(err, unix.ECONNREFUSED) && fi.Mode().Type() == os.ModeSocket {
+		os.Remove(path) // any other file gives that error, too, and is not ours to remove
 	}
 	old := unix.Umask(0o117)
 	l, err := net.Listen("unix", path)
