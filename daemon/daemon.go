@@ -94,10 +94,10 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := d.load(); err != nil {
 		return err
 	}
+	d.logger.Info("started", "state", d.state, "state_dir", cfg.StateDir, "socket", cfg.Socket, "version", cfg.Version)
 	server := d.socketServer()
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(socket) }()
-	d.logger.Info("started", "state", d.state, "state_dir", cfg.StateDir, "socket", cfg.Socket, "version", cfg.Version)
 	select {
 	case <-ctx.Done():
 		err = nil
