@@ -59,15 +59,16 @@ func newPlace(t testing.TB) *place {
 		StateDir: filepath.Join(dir, "state"), Listen: l.Addr().String(), Socket: filepath.Join(dir, "sock"), Hostname: "h", Version: "test",
 		Executor: idle{}, Logger: slog.New(slog.DiscardHandler),
 	}}
-	cc := must[*grpc.ClientConn](t)(grpc.NewClient("unix:"+p.cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials())))
-	t.Cleanup(func() { cc.Close() })
-	p.local, p.ctl = api.NewLocalClient(cc), api.NewControlClient(cc)
 	return p
 }
 
 // run starts the daemon and waits until it answers, or returns why it ended.
 func (p *place) run() error {
 	p.t.Helper()
+	// A client of its own for each run: an earlier one may still hold a connection to the daemon before.
+	cc := must[*grpc.ClientConn](p.t)(grpc.NewClient("unix:"+p.cfg.Socket, grpc.WithTransportCredentials(insecure.NewCredentials())))
+	p.t.Cleanup(func() { cc.Close() })
+	p.local, p.ctl = api.NewLocalClient(cc), api.NewControlClient(cc)
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- Run(ctx, p.cfg) }()

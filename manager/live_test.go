@@ -1,0 +1,128 @@
+package manager
+
+import (
+	"context"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"warden"
+	"warden/api"
+)
+
+// says is a report of one session, last answered ago.
+func says(session string, ago time.Duration) *api.ReportRequest {
+	now := time.Now()
+	return &api.ReportRequest{TimeNs: now.UnixNano(), LockState: "unlocked",
+		Claims: []*api.SessionClaim{{NodeId: "n", SessionId: session, SeenNs: now.Add(-ago).UnixNano()}}}
+}
+
+// The newest session of a node wins; the older one is told to close, and never comes back.
+func TestNewestSessionWins(t *testing.T) {
+	l := newLiveness()
+	now := time.Now()
+	l.begin(now)
+	take := func(from, session string, closes ...string) {
+		t.Helper()
+		if got := l.take(from, says(session, 0), now); !slices.Equal(got, closes) {
+			t.Errorf("%s says %s: close %v, want %v", from, session, got, closes)
+		}
+	}
+	take("a", "s1")
+	take("a", "s1")
+	take("b", "s2")
+	take("a", "s1", "s1")
+	take("a", "s1", "s1")
+	if c, ok := l.claim("n"); !ok || c.manager != "b" || c.session != "s2" {
+		t.Errorf("claim = %+v", c)
+	}
+	first, _ := l.claim("n")
+	take("a", "s3")
+	if c, _ := l.claim("n"); c.manager != "a" || c.epoch <= first.epoch {
+		t.Errorf("claim = %+v after %+v", c, first)
+	}
+	take("b", "s2", "s2")
+	l.begin(now)
+	if _, ok := l.claim("n"); ok {
+		t.Error("a claim outlived the term")
+	}
+}
+
+func TestNodeIsDownWithoutASession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLiveness()
+		l.begin(time.Now())
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		go l.run(ctx)
+		state := func(node string, want api.Liveness) {
+			t.Helper()
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if got := l.at(node, time.Now()); got != want {
+				t.Errorf("after %s: %v, want %v", time.Since(l.since), got, want)
+			}
+		}
+		state("n", api.Liveness_LIVENESS_UNKNOWN)
+		state("other", api.Liveness_LIVENESS_UNKNOWN)
+		l.take("a", says("s", time.Second), time.Now()) // last answered a second ago
+		<-l.changed()
+		state("n", api.Liveness_LIVENESS_READY)
+		time.Sleep(warden.NodeDownAfter - time.Second - time.Nanosecond)
+		state("n", api.Liveness_LIVENESS_READY)
+		state("other", api.Liveness_LIVENESS_UNKNOWN) // the grace of a new leader
+		time.Sleep(time.Nanosecond)
+		state("n", api.Liveness_LIVENESS_UNKNOWN) // the leader is too new to say more
+		time.Sleep(time.Second)
+		state("n", api.Liveness_LIVENESS_DOWN)
+		state("other", api.Liveness_LIVENESS_DOWN)
+		<-l.changed()
+		l.take("a", says("s", 0), time.Now())
+		state("n", api.Liveness_LIVENESS_READY)
+		time.Sleep(2 * warden.NodeDownAfter)
+		state("n", api.Liveness_LIVENESS_DOWN)
+	})
+}
+
+// A claim that an answer from the future supports is as fresh as now, not more.
+func TestClaimFromTheFuture(t *testing.T) {
+	l := newLiveness()
+	now := time.Now()
+	l.begin(now.Add(-time.Hour))
+	l.take("a", says("s", -time.Hour), now)
+	if c, _ := l.claim("n"); c.seen.After(now) {
+		t.Errorf("seen %s ahead", c.seen.Sub(now))
+	}
+}
+
+func TestLease(t *testing.T) {
+	var l lease
+	now := time.Now()
+	if l.age(now) < warden.LeaseHold {
+		t.Error("a manager that heard nothing has a lease")
+	}
+	l.renew(now)
+	l.renew(now.Add(-time.Minute)) // an answer that was overtaken
+	if d := l.age(now.Add(time.Second)); d != time.Second {
+		t.Errorf("age = %s", d)
+	}
+}
+
+func TestReportedIsSignalledAndForgotten(t *testing.T) {
+	l := newLiveness()
+	l.take("a", says("s", 0), time.Now())
+	r, ok := l.reported("a")
+	if !ok || r.lock != "unlocked" {
+		t.Fatalf("reported = %+v, %t", r, ok)
+	}
+	l.take("a", &api.ReportRequest{AppliedIndex: 7, Tasks: []*api.NodeTaskReport{{}}}, time.Now())
+	<-r.changed
+	if r, _ := l.reported("a"); r.applied != 7 || r.lock != "unlocked" {
+		t.Errorf("after a report of tasks: %+v", r)
+	}
+	l.forget("a")
+	if _, ok := l.reported("a"); ok {
+		t.Error("not forgotten")
+	}
+}
