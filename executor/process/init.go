@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -58,6 +59,7 @@ func runInit() int {
 	}
 	signals := make(chan os.Signal, 32)
 	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGUSR1, unix.SIGUSR2)
+	defaultSignals()
 	pid, err := j.run()
 	if err != nil {
 		return refuse(err)
@@ -73,6 +75,16 @@ func runInit() int {
 		return 1
 	}
 	return reap(pid, reports)
+}
+
+// defaultSignals gives the real-time signals, which Go's runtime leaves as it found them, their default action: a program
+// must not ignore what some ancestor of the daemon ignored. The others Notify has taken over, and the exec resets.
+func defaultSignals() {
+	const realTimeMin, realTimeMax, setBytes = 32, 64, 8
+	var action [32]byte // of the kernel: handler (SIG_DFL is 0), flags, restorer, mask
+	for n := uintptr(realTimeMin); n <= realTimeMax; n++ {
+		_, _, _ = unix.RawSyscall6(unix.SYS_RT_SIGACTION, n, uintptr(unsafe.Pointer(&action)), 0, setBytes, 0, 0)
+	}
 }
 
 // enter makes the root, changes to it and gives up all rights.

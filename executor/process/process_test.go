@@ -3,6 +3,7 @@ package process_test
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"log/slog"
@@ -408,6 +409,52 @@ func TestSupervisorKilled(t *testing.T) {
 }
 
 // TestAdoptClearsAway: what dead daemons left half made or half removed goes.
+func TestI7StopOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	e := open(t, filepath.Join(dir, "probe")) // skips without root
+	if err := unix.Mount("test", dir, "tmpfs", 0, "mode=700,size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	e = open(t, filepath.Join(dir, "tasks"))
+	ignores := "trap '' TERM; echo ready; while :; do sleep 1000; done"
+	var tasks []executor.Task
+	for range 2 {
+		task, err := e.Start(t.Context(), executor.Spec{TaskID: warden.NewID(), Image: process.Image, Command: []string{"sh", "-c", ignores}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		firstLine(t, task)
+		tasks = append(tasks, task)
+	}
+	fill, err := os.Create(filepath.Join(dir, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fill.Close()
+	if _, err := io.Copy(fill, rand.Reader); err == nil {
+		t.Fatal("the disk is not full")
+	}
+	start := time.Now()
+	if err := tasks[0].Stop(t.Context(), 100*time.Millisecond); err != nil {
+		t.Errorf("Stop() on a full disk = %v", err)
+	}
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("Stop() took %v with a grace of 100 ms", took)
+	}
+	for _, task := range tasks {
+		if err := task.Remove(t.Context()); err != nil {
+			t.Errorf("Remove() on a full disk = %v", err)
+		}
+		if left := pids(t, task.ID()); len(left) > 0 {
+			t.Errorf("processes %v outlive their task", left)
+		}
+		if left := residue(t, e, task.ID()); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	}
+}
+
 func TestAdoptClearsAway(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "tasks")
 	e := open(t, dir)

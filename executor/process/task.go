@@ -103,14 +103,16 @@ func (t *task) Stop(ctx context.Context, grace time.Duration) error {
 	default:
 	}
 	grace = min(max(grace, 0), warden.StopGraceMax)
-	op := "stopping task " + t.id
+	op, slack := "stopping task "+t.id, killSlack
 	if err := writeJSON(t.dir, stopFile, stopOrder{Grace: grace}); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return warden.Recode(warden.CodeInternal, op, err)
+		// A full disk must not keep a task and its secrets alive: the supervisor takes its default grace, this daemon the order's.
+		t.e.logger.Warn("could not write an order to stop", "task_id", t.id, "error", err)
+		slack = 0
 	}
 	if err := t.process.Signal(unix.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
-	late := time.NewTimer(grace + killSlack)
+	late := time.NewTimer(grace + slack)
 	defer late.Stop()
 	for {
 		select {
