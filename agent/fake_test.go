@@ -66,6 +66,8 @@ func (e *fakeExecutor) Start(ctx context.Context, s executor.Spec) (executor.Tas
 		t.end(executor.Exit{})
 	case "exit3":
 		t.end(executor.Exit{Code: 3})
+	case "oom":
+		t.end(executor.Exit{Code: 137, Signal: "SIGKILL", OutOfMemory: true})
 	}
 	return t, nil
 }

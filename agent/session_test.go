@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -249,6 +250,20 @@ func TestSession(t *testing.T) {
 	c.awaitState(web.Id, api.TaskState_TASK_SHUTDOWN)
 	c.remove(web.Id)
 	c.await("the stopped task to go", func() bool { return len(c.agent.Tasks()) == 0 && !c.exec.has(web.Id) })
+}
+
+// TestMemoryLimitIsNamed: a task that the kernel ended at its memory limit says so, not only by which signal.
+func TestMemoryLimitIsNamed(t *testing.T) {
+	var task *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		task = c.task("oom")
+		return []*api.Object{store.Wrap(task)}
+	})
+	c.run()
+	c.awaitState(task.Id, api.TaskState_TASK_FAILED)
+	if got := c.store.View().Task(task.Id).GetStatus().GetError(); !strings.Contains(got, "memory limit") {
+		t.Errorf("the task's error is %q, want the memory limit named", got)
+	}
 }
 
 // TestRestart: the daemon's end leaves tasks as they are (I7), the next one adopts them, and what the cluster does not name

@@ -185,6 +185,8 @@ func (a *Agent) finish(t *task, exit executor.Exit, err error) {
 		a.set(t, api.TaskState_TASK_FAILED, "out of sight", err.Error())
 	case exit.Error != "":
 		a.setExit(t, api.TaskState_TASK_FAILED, "failed", exit.Error, exit)
+	case exit.OutOfMemory && (exit.Signal != "" || exit.Code != 0):
+		a.setExit(t, api.TaskState_TASK_FAILED, "failed", "the kernel killed some of it at its memory limit", exit)
 	case exit.Signal != "":
 		a.setExit(t, api.TaskState_TASK_FAILED, "failed", "ended by "+exit.Signal, exit)
 	case exit.Code != 0:

@@ -11,6 +11,8 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"warden"
 	"warden/executor"
@@ -134,6 +136,24 @@ func TestCopySplits(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestFloodOfOutput: a program that writes nothing but line ends costs its supervisor no more than logRate.
+func TestFloodOfOutput(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w, err := newLogWriter(t.TempDir())
+		if err != nil {
+			t.Fatal(err)
+		}
+		start, written := time.Now(), 0
+		for range 2 {
+			w.copy(strings.NewReader(strings.Repeat("\n", 1<<20)), 'o')
+			written += 23 << 20 // a record without text: 19 digits, two spaces, the stream, the end
+		}
+		if took, least := time.Since(start), time.Duration(written/logRate-2)*time.Second; took < least {
+			t.Errorf("%d bytes of records were written in %v, want %v at least", written, took, least)
+		}
+	})
 }
 
 // pieces reads at most n bytes at a time.

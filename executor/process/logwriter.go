@@ -2,6 +2,7 @@ package process
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"os"
 	"path/filepath"
@@ -9,20 +10,28 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/time/rate"
+
 	"warden"
 )
 
 // logWriter keeps a task's output in two files of which the older is thrown away, warden.TaskLogMax in all. A record is
-// "<nanoseconds since 1970> <o or e> <line>\n". When the disk is full lines are lost; the task is not held up.
+// "<nanoseconds since 1970> <o or e> <line>\n". When the disk is full lines are lost; the task is not held up. One that writes
+// faster than logRate is: its supervisor, which no limit of the task holds, is not to be made to burn the host's CPU and disk.
 type logWriter struct {
+	pace *rate.Limiter
+
 	mu   sync.Mutex // guards the fields below; held across the write of a record
 	dir  string
 	file *os.File
 	size int64
 }
 
+// logRate is how many bytes of records a task may have written in a second, and at once.
+const logRate = 8 << 20
+
 func newLogWriter(dir string) (*logWriter, error) {
-	w := &logWriter{dir: dir}
+	w := &logWriter{dir: dir, pace: rate.NewLimiter(logRate, logRate)}
 	return w, w.open()
 }
 
@@ -75,6 +84,7 @@ func (w *logWriter) copy(r io.Reader, stream byte) {
 		}
 		if len(records) > 0 {
 			w.append(records)
+			_ = w.pace.WaitN(context.Background(), min(len(records), logRate)) // fails for more than logRate alone
 		}
 		held = append([]byte(nil), held...)
 		if err != nil {
