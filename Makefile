@@ -33,8 +33,8 @@ check: ## formatting, vet, lint, generated code fresh
 	$(GO) vet $(PKGS)
 	$(GO) vet -tags wardentest . ./daemon ./manager
 	cd tools && $(GO) build -o ../bin/tools/ honnef.co/go/tools/cmd/staticcheck && cd .. && bin/tools/staticcheck $(PKGS)
-	@rm -rf bin/fresh && mkdir -p bin/fresh && cp api/*.proto bin/fresh/ && (cd tools && $(GO) run ./genproto ../bin/fresh) \
-		&& for f in bin/fresh/*.go; do cmp -s $$f api/$$(basename $$f) || { echo "check: api/$$(basename $$f) is not what its definition generates: run make generate"; exit 1; }; done
+	@rm -rf bin/_fresh && mkdir -p bin/_fresh && cp api/*.proto bin/_fresh/ && (cd tools && $(GO) run ./genproto ../bin/_fresh) \
+		&& for f in bin/_fresh/*.go; do cmp -s $$f api/$$(basename $$f) || { echo "check: api/$$(basename $$f) is not what its definition generates: run make generate"; exit 1; }; done
 
 generate: ## the Go code of api/*.proto
 	cd tools && $(GO) run ./genproto ../api

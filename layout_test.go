@@ -39,7 +39,7 @@ var may = map[string]string{
 	"orchestrator":         ". api store scheduler",
 	"control":              ". api store policy scheduler secrets tokens internal/sensitive",
 	"manager":              ". api ca tokens secrets door join dispatcher orchestrator control store store/sealedlog store/rafttransport internal/sensitive",
-	"daemon":               ". api agent autolock ca control door executor join manager tokens internal/durable internal/sensitive",
+	"daemon":               ". api agent autolock ca control door executor join manager policy tokens internal/durable internal/sensitive",
 	"internal/testcluster": "",
 	"e2e":                  "",
 	"fuzz":                 "",

@@ -2,7 +2,7 @@ package warden
 
 import "time"
 
-// Bounds. Everything that is counted, sized or timed by input has its limit here, and nowhere else.
+// Bounds that several packages share. What concerns one package alone stands beside its use, never above these.
 const (
 	NameMax            = 63        // characters of a name of a zone, service or secret
 	HostnameMax        = 253       // characters
@@ -72,7 +72,6 @@ const (
 	RestartDelayMax  = 2 * time.Minute  // … and longest
 	StopGraceDefault = 10 * time.Second
 	StopGraceMax     = 10 * time.Minute
-	GateTimeout      = 60 * time.Second
 )
 
 // Ports and names.

@@ -416,6 +416,7 @@ type Cluster struct {
 	Keyset            []byte                 `protobuf:"bytes,13,opt,name=keyset,proto3" json:"keyset,omitempty"` // Tink AEAD keyset, readable to managers only: all state on disk is sealed
 	KeysetGeneration  uint64                 `protobuf:"varint,14,opt,name=keyset_generation,json=keysetGeneration,proto3" json:"keyset_generation,omitempty"`
 	ApplyVersion      uint32                 `protobuf:"varint,15,opt,name=apply_version,json=applyVersion,proto3" json:"apply_version,omitempty"`               // raised only when every manager supports it
+	RotatedIndex      uint64                 `protobuf:"varint,17,opt,name=rotated_index,json=rotatedIndex,proto3" json:"rotated_index,omitempty"`               // evictions of managers up to this raft index have been followed by new keys
 	DistrustedIssuers []byte                 `protobuf:"bytes,16,opt,name=distrusted_issuers,json=distrustedIssuers,proto3" json:"distrusted_issuers,omitempty"` // concatenated SHA-256 sums of issuing certificates that must not be accepted any more
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -552,6 +553,13 @@ func (x *Cluster) GetKeysetGeneration() uint64 {
 func (x *Cluster) GetApplyVersion() uint32 {
 	if x != nil {
 		return x.ApplyVersion
+	}
+	return 0
+}
+
+func (x *Cluster) GetRotatedIndex() uint64 {
+	if x != nil {
+		return x.RotatedIndex
 	}
 	return 0
 }
@@ -2347,7 +2355,7 @@ const file_objects_proto_rawDesc = "" +
 	"\n" +
 	"created_ns\x18\x03 \x01(\x03R\tcreatedNs\x12\x1d\n" +
 	"\n" +
-	"updated_ns\x18\x04 \x01(\x03R\tupdatedNs\"\xd6\x04\n" +
+	"updated_ns\x18\x04 \x01(\x03R\tupdatedNs\"\xfb\x04\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x1b\n" +
@@ -2364,7 +2372,8 @@ const file_objects_proto_rawDesc = "" +
 	"\runlock_key_id\x18\f \x01(\tR\vunlockKeyId\x12\x16\n" +
 	"\x06keyset\x18\r \x01(\fR\x06keyset\x12+\n" +
 	"\x11keyset_generation\x18\x0e \x01(\x04R\x10keysetGeneration\x12#\n" +
-	"\rapply_version\x18\x0f \x01(\rR\fapplyVersion\x12-\n" +
+	"\rapply_version\x18\x0f \x01(\rR\fapplyVersion\x12#\n" +
+	"\rrotated_index\x18\x11 \x01(\x04R\frotatedIndex\x12-\n" +
 	"\x12distrusted_issuers\x18\x10 \x01(\fR\x11distrustedIssuers\"\x9e\x03\n" +
 	"\x0fNodeDescription\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +

@@ -121,8 +121,8 @@ func TestRemoveNodeOfAManager(t *testing.T) {
 			t.Error("a token that had ended was changed")
 		}
 	}
-	if fmt.Sprint(w.cluster.calls) != "[await rotate]" {
-		t.Errorf("calls = %v, want the managers' answers first, then the keys", w.cluster.calls)
+	if fmt.Sprint(w.cluster.calls) != "[rotate await]" {
+		t.Errorf("calls = %v, want new keys first, then the managers' answers", w.cluster.calls)
 	}
 	if r.Id != m2.Id || r.Role != api.Role_ROLE_MANAGER || !r.AllSecrets || fmt.Sprint(r.SilentManagers) != "[m3]" ||
 		fmt.Sprint(r.Done) != "[revoked 2 outstanding join tokens rotated]" || fmt.Sprint(r.Todo) != "[root]" {

@@ -243,9 +243,11 @@ func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api
 	}
 	t := e.tombstone
 	reply := &api.RemoveNodeReply{Id: t.Id, Hostname: t.Hostname, Role: t.Role, Index: e.index}
+	if e.knew { // new keys first: the answers of the others can wait
+		s.afterManager(ctx, reply, e.revoked)
+	}
 	reply.SilentManagers = s.cfg.Cluster.AwaitManagers(ctx, e.index)
 	if e.knew {
-		s.afterManager(ctx, reply, e.revoked)
 		reply.AllSecrets, reply.Exposures = true, allSecrets(s.cfg.Store.View(), t.Id)
 	} else if r.Compromised {
 		reply.Exposures = exposures(e.seen, s.cfg.Store.View().ExposuresByNode(t.Id))

@@ -123,7 +123,7 @@ func TestLostReplyOfAManagersEviction(t *testing.T) {
 			t.Errorf("RemoveNode, call %d = %v", i+1, r)
 		}
 	}
-	if got := strings.Join(w.cluster.calls, " "); got != "await rotate await rotate" {
+	if got := strings.Join(w.cluster.calls, " "); got != "rotate await rotate await" {
 		t.Errorf("calls = %s", got)
 	}
 }

@@ -77,6 +77,9 @@ func (s *Server) RemoveService(ctx context.Context, r *api.ReferenceRequest) (*a
 	return reply, api.Error(err)
 }
 
+// target is what every executor can make a file of (tmpfsmount.CheckName).
+var target = regexp.MustCompile(`^[A-Za-z0-9._-]{1,128}$`)
+
 var envKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]*$`)
 
 // checkService fills in defaults and refuses what is out of bounds, with a reason for each.
@@ -193,8 +196,8 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 		if ref.Target == "" {
 			ref.Target = secret.Name
 		}
-		if !fileName(ref.Target) {
-			return invalid("%q is not a plain file name below %s", clip(ref.Target), warden.SecretsDir)
+		if !target.MatchString(ref.Target) || ref.Target == "." || ref.Target == ".." {
+			return invalid("%q is no file name for a secret below %s: use 1 to 128 of A-Z, a-z, 0-9, '.', '_', '-'", clip(ref.Target), warden.SecretsDir)
 		}
 		if targets[ref.Target] {
 			return invalid("two secrets have the target %q", ref.Target)
@@ -211,9 +214,4 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 		return invalid("its secrets have %d bytes together, at most %d", total, warden.TaskSecretsMax)
 	}
 	return nil
-}
-
-func fileName(s string) bool {
-	control := func(r rune) bool { return r < ' ' || r == 0x7f }
-	return s != "" && s != "." && s != ".." && len(s) <= 255 && !strings.Contains(s, "/") && !strings.ContainsFunc(s, control)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
@@ -247,12 +248,13 @@ func recipientOf(l *api.LockState) (*autolock.Recipient, error) {
 	return r, nil
 }
 
-// setManagers stores where to dial, where it differs from before.
+// setManagers stores where to dial, where it differs from before. The last word counts, whatever its index: a manager that
+// claimed a huge one could freeze the list for ever.
 func (i *identity) setManagers(l *api.ManagerList) error {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.contact = time.Now()
-	if l == nil || len(l.Managers) == 0 || l.Index < i.managers.Index {
+	if l == nil || len(l.Managers) == 0 || proto.Equal(l, i.managers) {
 		return nil
 	}
 	i.managers = l

@@ -17,6 +17,7 @@ import (
 	"warden"
 	"warden/api"
 	"warden/control"
+	"warden/policy"
 )
 
 // listenSocket opens the local socket, 0660, group warden where that exists. A socket that nobody answers at is replaced.
@@ -107,7 +108,8 @@ func (d *Daemon) actorOf(ctx context.Context) (*api.Actor, error) {
 
 // socketServer serves Local, and Control by whatever manager runs at the time of the call.
 func (d *Daemon) socketServer() *grpc.Server {
-	s := grpc.NewServer(grpc.Creds(peerCredentials{}), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax))
+	s := grpc.NewServer(grpc.Creds(peerCredentials{}), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax),
+		grpc.UnaryInterceptor(d.decide))
 	api.RegisterLocalServer(s, &local{d: d})
 	desc := api.Control_ServiceDesc
 	desc.HandlerType = (*any)(nil)
@@ -133,6 +135,18 @@ func (d *Daemon) socketServer() *grpc.Server {
 	}
 	s.RegisterService(&desc, nil)
 	return s
+}
+
+// decide asks the policy for the calls of Local. Those of Control are decided by package control.
+func (d *Daemon) decide(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	a, err := d.actorOf(ctx)
+	if err == nil {
+		err = policy.Decide(policy.Subject{Kind: a.Kind, Name: a.Name}, info.FullMethod, "").Err("calling " + info.FullMethod)
+	}
+	if err != nil {
+		return nil, api.Error(err)
+	}
+	return handler(ctx, req)
 }
 
 type actedStream struct {

@@ -217,6 +217,27 @@ func TestKeysetRotationResumes(t *testing.T) {
 	}
 }
 
+// A leader that dies between the eviction of a manager and the rotation of its keys leaves the rotation to the next one.
+func TestRotationIsDueAfterAnEviction(t *testing.T) {
+	c := newCluster(t)
+	secret := c.addSecret("a", "one")
+	gone := c.join(api.Role_ROLE_MANAGER, "gone")
+	c.evict(gone) // the command alone
+	m := c.first.m
+	before := m.store.View().Cluster()
+	m.resume(t.Context())
+	after := m.store.View().Cluster()
+	if after.IssuingGeneration != before.IssuingGeneration+1 || after.KeysetGeneration != before.KeysetGeneration+1 {
+		t.Errorf("generations %d and %d after the eviction was followed up, %d and %d before", after.IssuingGeneration, after.KeysetGeneration,
+			before.IssuingGeneration, before.KeysetGeneration)
+	}
+	c.reveals(secret, "one")
+	m.resume(t.Context())
+	if again := m.store.View().Cluster(); again.Meta.Version != after.Meta.Version {
+		t.Error("rotated again what was rotated")
+	}
+}
+
 func TestAdmit(t *testing.T) {
 	c := newCluster(t)
 	ask := func(h *host, token func(*api.Token)) (*api.JoinGrant, error) {

@@ -10,6 +10,7 @@ import (
 	"warden/api"
 	"warden/ca"
 	"warden/secrets"
+	"warden/store"
 )
 
 // Maker is what the keys of a new cluster are made with.
@@ -20,8 +21,28 @@ type Maker struct {
 	KeyID     string
 }
 
-// resume goes on with the rotation of the keyset that an earlier leader left half done.
+// due returns the raft index of the newest eviction of a node that knew what managers know. Pure.
+func due(v *store.View) uint64 {
+	var index uint64
+	for _, t := range v.Tombstones() {
+		if t.WasManager {
+			index = max(index, t.GetMeta().GetIndex())
+		}
+	}
+	return index
+}
+
+// resume does what an earlier leader did not come to: a rotation that an eviction asks for, or the rest of one.
 func (m *Manager) resume(ctx context.Context) {
+	if v := m.store.View(); due(v) > v.Cluster().GetRotatedIndex() {
+		_, _, err := m.RotateKeys(ctx, &api.Actor{Kind: "system", Name: "rotation", Via: m.cfg.NodeID})
+		if err != nil {
+			m.logger.Error("failed to rotate keys after the eviction of a manager", "error", err)
+			return
+		}
+		m.logger.Info("rotated keys after the eviction of a manager, as an earlier leader did not come to it")
+		return
+	}
 	m.rotation.Lock()
 	defer m.rotation.Unlock()
 	if one, err := hasOneKey(m.store.View().Cluster()); one && err == nil {
@@ -139,7 +160,9 @@ func (m *Manager) rotateIssuing(ctx context.Context, actor *api.Actor) (rotated 
 // it does the same once more: whatever key a record is under, the keyset has it until the last step.
 func (m *Manager) rotateKeyset(ctx context.Context, actor *api.Actor) (versions int, err error) {
 	const op = "rotating the cluster keyset"
+	index := due(m.store.View())
 	err = m.changeCluster(ctx, actor, func(c *api.Cluster) error {
+		c.RotatedIndex = max(c.RotatedIndex, index)
 		old, err := secrets.ParseKeyset(c.Keyset)
 		if err != nil {
 			return err

@@ -15,7 +15,7 @@ const (
 	hashBytes          = 32
 	sealedKeyMax       = 8 << 10  // bytes of a sealed CA key
 	keysetMax          = 64 << 10 // bytes of the cluster keyset
-	distrustedMax      = 64       // issuers
+	distrustedMax      = 1024     // issuers
 	addressMax         = 300      // bytes of host:port
 	ipMax              = 64       // bytes
 	actorNameMax       = 255      // bytes

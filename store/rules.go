@@ -126,6 +126,8 @@ func (x *tx) ruleCluster(old, next *api.Cluster) error {
 		return invalid("the root certificate never changes")
 	case next.GetApplyVersion() < old.GetApplyVersion():
 		return invalid("the apply version never falls")
+	case next.GetRotatedIndex() < old.GetRotatedIndex():
+		return invalid("the index of the last rotation never falls")
 	case next.GetIssuingGeneration() < old.GetIssuingGeneration() || next.GetKeysetGeneration() < old.GetKeysetGeneration():
 		return invalid("generations never fall")
 	}

@@ -134,7 +134,8 @@ func (x *tx) ruleDeleteNode(old *api.Node) error {
 	return nil
 }
 
-// ruleTombstone adds the hashes of all the keys that the node has at this moment, whatever the proposer knew of.
+// ruleTombstone adds the hashes of all the keys that the node has at this moment, and that it was a manager, whatever the
+// proposer knew of.
 func (x *tx) ruleTombstone(old, next *api.Tombstone) error {
 	if old != nil {
 		if old.GetCompromised() && !next.GetCompromised() {
@@ -156,7 +157,7 @@ func (x *tx) ruleTombstone(old, next *api.Tombstone) error {
 		must(err)
 		next.KeyHashes = append(next.KeyHashes, h)
 	}
-	next.RemovedNs = x.now
+	next.RemovedNs, next.WasManager = x.now, node.GetWasManager()
 	if node.EffectiveRole() == api.Role_ROLE_MANAGER {
 		x.after = append(x.after, x.managersRemain)
 	}
