@@ -157,7 +157,7 @@ func (x *tx) ruleTombstone(old, next *api.Tombstone) error {
 		must(err)
 		next.KeyHashes = append(next.KeyHashes, h)
 	}
-	next.RemovedNs, next.WasManager = x.now, node.GetWasManager()
+	next.RemovedNs, next.WasManager = x.now, isManager(node) || node.GetWasManager()
 	if node.EffectiveRole() == api.Role_ROLE_MANAGER {
 		x.after = append(x.after, x.managersRemain)
 	}
