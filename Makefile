@@ -18,7 +18,7 @@ FORCE:
 
 setup: ## what the demo and the tests run as services
 	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& (apt-get update -qq; DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server redis-tools >/dev/null); } \
+		&& (apt-get update -qq; RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server redis-tools >/dev/null); } \
 		|| echo "setup: no redis-server, and no root or apt-get to install it: what needs it will say so"
 
 demo: setup build ## the main job, in about a minute

@@ -411,12 +411,12 @@ func TestSupervisorKilled(t *testing.T) {
 // TestAdoptClearsAway: what dead daemons left half made or half removed goes.
 func TestI7StopOnAFullDisk(t *testing.T) {
 	dir := t.TempDir()
-	e := open(t, filepath.Join(dir, "probe")) // skips without root
+	open(t, filepath.Join(dir, "probe")) // skips without root
 	if err := unix.Mount("test", dir, "tmpfs", 0, "mode=700,size=1m"); err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
-	e = open(t, filepath.Join(dir, "tasks"))
+	e := open(t, filepath.Join(dir, "tasks"))
 	ignores := "trap '' TERM; echo ready; while :; do sleep 1000; done"
 	var tasks []executor.Task
 	for range 2 {
