@@ -100,7 +100,11 @@ func (s *Server) answer(ctx context.Context, t *attempt) error {
 // That the answer may not arrive changes nothing.
 func (s *Server) refuse(t *attempt, err error) error {
 	code := warden.CodeOf(err)
-	s.Logger.Warn("refused join", "remote_ip", t.a.IP, "token_id", t.a.TokenID, "hostname", t.a.Hostname, "code", code, "error", err)
+	level := slog.LevelWarn
+	if code == warden.CodeLimited { // anybody can cause these by the thousand
+		level = slog.LevelDebug
+	}
+	s.Logger.Log(context.Background(), level, "refused join", "remote_ip", t.a.IP, "token_id", t.a.TokenID, "hostname", t.a.Hostname, "code", code, "error", err)
 	detail := api.Detail(err)
 	if code == warden.CodeInternal {
 		detail.Text, detail.Hint = "the manager failed", "its log says why"

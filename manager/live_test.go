@@ -3,9 +3,12 @@ package manager
 import (
 	"context"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
@@ -124,5 +127,28 @@ func TestReportedIsSignalledAndForgotten(t *testing.T) {
 	l.forget("a")
 	if _, ok := l.reported("a"); ok {
 		t.Error("not forgotten")
+	}
+}
+
+// However much nodes say of themselves, every command stays within its bound, and nothing is left out.
+func TestBatchesFitACommand(t *testing.T) {
+	long := strings.Repeat("x", 40<<10)
+	var ops []*api.Operation
+	for i := range 1200 {
+		d := &api.NodeDescription{Hostname: "n"}
+		if i%10 == 0 {
+			d.EngineLabels = map[string]string{"l": long}
+		}
+		ops = append(ops, &api.Operation{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{NodeId: "n", Description: d}}})
+	}
+	var got []*api.Operation
+	for _, b := range batches(ops) {
+		got = append(got, b...)
+		if n := proto.Size(&api.Command{Operations: b}); n > warden.CommandBytes || len(b) > 500 {
+			t.Errorf("a command of %d operations and %d bytes", len(b), n)
+		}
+	}
+	if !slices.Equal(got, ops) {
+		t.Errorf("%d of %d operations in the batches", len(got), len(ops))
 	}
 }

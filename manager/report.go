@@ -3,7 +3,6 @@ package manager
 import (
 	"context"
 	"maps"
-	"slices"
 	"sync"
 	"time"
 
@@ -134,13 +133,29 @@ func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRe
 			NodeId: t.NodeId, TaskId: t.GetReport().GetTaskId(), Status: t.GetReport().GetStatus(),
 		}}})
 	}
-	for batch := range slices.Chunk(ops, 500) {
+	for _, batch := range batches(ops) {
 		if _, err := m.store.Propose(ctx, m.systemCommand("report", batch...)); err != nil {
 			return nil, err
 		}
 	}
 	m.askReconcile()
 	return &api.ReportReply{CommitIndex: m.store.CommitIndex(), CloseSessions: lost, TimeNs: time.Now().UnixNano(), LeaderId: m.cfg.NodeID}, nil
+}
+
+// batches cuts operations into commands that stay within warden.CommandBytes, however much nodes say of themselves.
+func batches(ops []*api.Operation) (out [][]*api.Operation) {
+	start, size := 0, 0
+	for i, op := range ops {
+		n := proto.Size(op) + 16
+		if i > start && (i-start >= 500 || size+n > warden.CommandBytes/2) {
+			out, start, size = append(out, ops[start:i]), i, 0
+		}
+		size += n
+	}
+	if start < len(ops) {
+		out = append(out, ops[start:])
+	}
+	return out
 }
 
 // liveness is what the leader knows in memory: which manager holds which node's session, and which managers report.
