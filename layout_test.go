@@ -18,6 +18,7 @@ var may = map[string]string{
 	"internal/sensitive":   ".",
 	"internal/durable":     ".",
 	"internal/keyset":      ". internal/sensitive",
+	"internal/courier":     ". internal/sensitive",
 	"autolock":             ". internal/sensitive internal/durable internal/keyset",
 	"secrets":              ". internal/sensitive internal/keyset",
 	"ca":                   ".",
@@ -39,12 +40,12 @@ var may = map[string]string{
 	"orchestrator":         ". api store scheduler",
 	"control":              ". api store policy scheduler secrets tokens internal/sensitive",
 	"manager":              ". api ca tokens secrets door join dispatcher orchestrator control store store/sealedlog store/rafttransport internal/sensitive",
-	"daemon":               ". api agent autolock ca control door executor join manager policy tokens internal/durable internal/sensitive",
+	"daemon":               ". api agent autolock ca control door executor join manager policy tokens internal/courier internal/durable internal/sensitive",
 	"internal/testcluster": "",
 	"e2e":                  "",
 	"fuzz":                 "",
 	"cmd/warden":           ". api daemon executor executor/process",
-	"cmd/wardenctl":        ". api internal/sensitive",
+	"cmd/wardenctl":        ". api internal/courier internal/sensitive",
 }
 
 // TestImports holds the layers: what a package may know of.

@@ -27,6 +27,7 @@ type InitRequest struct {
 	Autolock      bool                   `protobuf:"varint,2,opt,name=autolock,proto3" json:"autolock,omitempty"`
 	LeafTtlNs     int64                  `protobuf:"varint,3,opt,name=leaf_ttl_ns,json=leafTtlNs,proto3" json:"leaf_ttl_ns,omitempty"`                // 0: the default
 	Availability  Availability           `protobuf:"varint,4,opt,name=availability,proto3,enum=warden.v1.Availability" json:"availability,omitempty"` // unspecified: drain
+	Inbox         []byte                 `protobuf:"bytes,5,opt,name=inbox,proto3" json:"inbox,omitempty"`                                            // with autolock: the caller's one-time X25519 key, to which the unlock key is sealed
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -89,14 +90,21 @@ func (x *InitRequest) GetAvailability() Availability {
 	return Availability_AVAILABILITY_UNSPECIFIED
 }
 
+func (x *InitRequest) GetInbox() []byte {
+	if x != nil {
+		return x.Inbox
+	}
+	return nil
+}
+
 type InitReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	UnlockKey     string                 `protobuf:"bytes,3,opt,name=unlock_key,json=unlockKey,proto3" json:"unlock_key,omitempty"` // shown once; empty without autolock
-	UnlockKeyId   string                 `protobuf:"bytes,4,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId       string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	NodeId          string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	SealedUnlockKey []byte                 `protobuf:"bytes,3,opt,name=sealed_unlock_key,json=sealedUnlockKey,proto3" json:"sealed_unlock_key,omitempty"` // the text form, shown once; empty without autolock
+	UnlockKeyId     string                 `protobuf:"bytes,4,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *InitReply) Reset() {
@@ -143,11 +151,11 @@ func (x *InitReply) GetNodeId() string {
 	return ""
 }
 
-func (x *InitReply) GetUnlockKey() string {
+func (x *InitReply) GetSealedUnlockKey() []byte {
 	if x != nil {
-		return x.UnlockKey
+		return x.SealedUnlockKey
 	}
-	return ""
+	return nil
 }
 
 func (x *InitReply) GetUnlockKeyId() string {
@@ -383,7 +391,7 @@ func (x *LeaveReply) GetWarnings() []string {
 
 type UnlockRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Key           []byte                 `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"` // the text form
+	SealedKey     []byte                 `protobuf:"bytes,1,opt,name=sealed_key,json=sealedKey,proto3" json:"sealed_key,omitempty"` // the text form, sealed to InfoReply.unlock_inbox
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -418,9 +426,9 @@ func (*UnlockRequest) Descriptor() ([]byte, []int) {
 	return file_local_proto_rawDescGZIP(), []int{6}
 }
 
-func (x *UnlockRequest) GetKey() []byte {
+func (x *UnlockRequest) GetSealedKey() []byte {
 	if x != nil {
-		return x.Key
+		return x.SealedKey
 	}
 	return nil
 }
@@ -526,6 +534,7 @@ type InfoReply struct {
 	StateDir        string                 `protobuf:"bytes,16,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
 	Executor        string                 `protobuf:"bytes,17,opt,name=executor,proto3" json:"executor,omitempty"`
 	Address         string                 `protobuf:"bytes,18,opt,name=address,proto3" json:"address,omitempty"`
+	UnlockInbox     []byte                 `protobuf:"bytes,19,opt,name=unlock_inbox,json=unlockInbox,proto3" json:"unlock_inbox,omitempty"` // where locked: the daemon's one-time X25519 key for the unlock key
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -686,22 +695,29 @@ func (x *InfoReply) GetAddress() string {
 	return ""
 }
 
+func (x *InfoReply) GetUnlockInbox() []byte {
+	if x != nil {
+		return x.UnlockInbox
+	}
+	return nil
+}
+
 var File_local_proto protoreflect.FileDescriptor
 
 const file_local_proto_rawDesc = "" +
 	"\n" +
-	"\vlocal.proto\x12\twarden.v1\x1a\robjects.proto\"\xa4\x01\n" +
+	"\vlocal.proto\x12\twarden.v1\x1a\robjects.proto\"\xba\x01\n" +
 	"\vInitRequest\x12\x1c\n" +
 	"\tadvertise\x18\x01 \x01(\tR\tadvertise\x12\x1a\n" +
 	"\bautolock\x18\x02 \x01(\bR\bautolock\x12\x1e\n" +
 	"\vleaf_ttl_ns\x18\x03 \x01(\x03R\tleafTtlNs\x12;\n" +
-	"\favailability\x18\x04 \x01(\x0e2\x17.warden.v1.AvailabilityR\favailability\"\x86\x01\n" +
+	"\favailability\x18\x04 \x01(\x0e2\x17.warden.v1.AvailabilityR\favailability\x12\x14\n" +
+	"\x05inbox\x18\x05 \x01(\fR\x05inbox\"\x93\x01\n" +
 	"\tInitReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\x1d\n" +
-	"\n" +
-	"unlock_key\x18\x03 \x01(\tR\tunlockKey\x12\"\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12*\n" +
+	"\x11sealed_unlock_key\x18\x03 \x01(\fR\x0fsealedUnlockKey\x12\"\n" +
 	"\runlock_key_id\x18\x04 \x01(\tR\vunlockKeyId\"\xa1\x01\n" +
 	"\x10LocalJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1c\n" +
@@ -718,12 +734,13 @@ const file_local_proto_rawDesc = "" +
 	"\x05force\x18\x01 \x01(\bR\x05force\"(\n" +
 	"\n" +
 	"LeaveReply\x12\x1a\n" +
-	"\bwarnings\x18\x01 \x03(\tR\bwarnings\"!\n" +
-	"\rUnlockRequest\x12\x10\n" +
-	"\x03key\x18\x01 \x01(\fR\x03key\"&\n" +
+	"\bwarnings\x18\x01 \x03(\tR\bwarnings\".\n" +
+	"\rUnlockRequest\x12\x1d\n" +
+	"\n" +
+	"sealed_key\x18\x01 \x01(\fR\tsealedKey\"&\n" +
 	"\vUnlockReply\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"\r\n" +
-	"\vInfoRequest\"\xbd\x04\n" +
+	"\vInfoRequest\"\xe0\x04\n" +
 	"\tInfoReply\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
@@ -744,7 +761,8 @@ const file_local_proto_rawDesc = "" +
 	"\x05tasks\x18\x0f \x03(\tR\x05tasks\x12\x1b\n" +
 	"\tstate_dir\x18\x10 \x01(\tR\bstateDir\x12\x1a\n" +
 	"\bexecutor\x18\x11 \x01(\tR\bexecutor\x12\x18\n" +
-	"\aaddress\x18\x12 \x01(\tR\aaddress2\xa8\x02\n" +
+	"\aaddress\x18\x12 \x01(\tR\aaddress\x12!\n" +
+	"\funlock_inbox\x18\x13 \x01(\fR\vunlockInbox2\xa8\x02\n" +
 	"\x05Local\x124\n" +
 	"\x04Init\x12\x16.warden.v1.InitRequest\x1a\x14.warden.v1.InitReply\x12>\n" +
 	"\x04Join\x12\x1b.warden.v1.LocalJoinRequest\x1a\x19.warden.v1.LocalJoinReply\x127\n" +

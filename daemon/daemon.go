@@ -29,6 +29,7 @@ import (
 	"warden/ca"
 	"warden/door"
 	"warden/executor"
+	"warden/internal/courier"
 	"warden/internal/durable"
 	"warden/manager"
 )
@@ -68,6 +69,7 @@ type Daemon struct {
 	state    string
 	message  string
 	locked   *autolock.KeyFile
+	inbox    *courier.Inbox // where locked: for the unlock key
 	identity *identity
 	manager  *manager.Manager
 	agent    *agent.Agent
@@ -123,7 +125,11 @@ func (d *Daemon) load() error {
 		return err
 	}
 	if kf.Locked {
-		d.set(func() { d.state, d.locked = StateLocked, kf })
+		inbox, err := courier.NewInbox()
+		if err != nil {
+			return err
+		}
+		d.set(func() { d.state, d.locked, d.inbox = StateLocked, kf, inbox })
 		d.logger.Warn("locked: needs the unlock key", "unlock_key_id", kf.KeyID)
 		return nil
 	}
@@ -160,7 +166,7 @@ func (d *Daemon) start(id autolock.Identity, recipient *autolock.Recipient) erro
 		return err
 	}
 	d.startAgent()
-	d.set(func() { d.state, d.message, d.locked = StateRunning, "", nil })
+	d.set(func() { d.state, d.message, d.locked, d.inbox = StateRunning, "", nil, nil })
 	return nil
 }
 

@@ -14,6 +14,7 @@ import (
 	"warden/api"
 	"warden/autolock"
 	"warden/ca"
+	"warden/internal/courier"
 	"warden/internal/sensitive"
 )
 
@@ -22,7 +23,17 @@ func code(err error) warden.Code { return warden.CodeOf(api.FromError(err)) }
 func TestLockedStart(t *testing.T) {
 	p := newPlace(t)
 	p.start()
-	made := must[*api.InitReply](t)(p.local.Init(t.Context(), &api.InitRequest{Autolock: true, Advertise: p.cfg.Listen}))
+	mine := must[*courier.Inbox](t)(courier.NewInbox())
+	made := must[*api.InitReply](t)(p.local.Init(t.Context(), &api.InitRequest{Autolock: true, Advertise: p.cfg.Listen, Inbox: mine.Public()}))
+	var unlockKey string
+	must[sensitive.Bytes](t)(mine.Open(made.SealedUnlockKey)).Use(func(b []byte) error { unlockKey = string(b); return nil })
+	unlock := func(key []byte) error {
+		request := &api.UnlockRequest{}
+		if to := p.info().UnlockInbox; len(to) > 0 {
+			request.SealedKey = must[[]byte](t)(courier.Seal(to, key))
+		}
+		return fails(p.local.Unlock(t.Context(), request))
+	}
 	if got := p.info(); got.State != StateRunning || got.Role != api.Role_ROLE_MANAGER {
 		t.Fatalf("after init: %+v", got)
 	}
@@ -33,7 +44,7 @@ func TestLockedStart(t *testing.T) {
 		t.Fatal(err)
 	}
 	raw := must[[]byte](t)(os.ReadFile(p.path(keyFile)))
-	if bytes.Contains(raw, []byte(made.UnlockKey)) || bytes.Contains(raw, []byte("BEGIN PRIVATE KEY")) {
+	if bytes.Contains(raw, []byte(unlockKey)) || bytes.Contains(raw, []byte("BEGIN PRIVATE KEY")) {
 		t.Error("the key file holds what is secret")
 	}
 
@@ -74,10 +85,10 @@ func TestLockedStart(t *testing.T) {
 		{"wrong", wrong, warden.CodeWrongUnlock},
 		{"garbage", []byte("open sesame"), warden.CodeInvalid},
 		{"empty", nil, warden.CodeInvalid},
-		{"a typo", []byte(made.UnlockKey[:len(made.UnlockKey)-1] + "!"), warden.CodeInvalid},
+		{"a typo", []byte(unlockKey[:len(unlockKey)-1] + "!"), warden.CodeInvalid},
 		{"oversized", []byte(strings.Repeat("x", warden.UnlockKeyTextMax+1)), warden.CodeTooLarge},
 	} {
-		_, err := p.local.Unlock(t.Context(), &api.UnlockRequest{Key: c.key})
+		err := unlock(c.key)
 		if code(err) != c.code {
 			t.Errorf("%s key: %v, want [%s]", c.what, err, c.code)
 		}
@@ -88,13 +99,16 @@ func TestLockedStart(t *testing.T) {
 			t.Fatalf("%s key: not locked any more", c.what)
 		}
 	}
-	if _, err := p.local.Unlock(t.Context(), &api.UnlockRequest{Key: []byte(made.UnlockKey + "\n")}); err != nil {
+	if err := fails(p.local.Unlock(t.Context(), &api.UnlockRequest{SealedKey: []byte(unlockKey)})); code(err) != warden.CodeInvalid {
+		t.Errorf("a key that is not sealed to the daemon: %v", err)
+	}
+	if err := unlock([]byte(unlockKey + "\n")); err != nil {
 		t.Fatal(err)
 	}
 	if p.info().State != StateRunning {
 		t.Error("not running after the unlock")
 	}
-	if _, err := p.local.Unlock(t.Context(), &api.UnlockRequest{Key: []byte(made.UnlockKey)}); code(err) != warden.CodeInvalid {
+	if err := unlock([]byte(unlockKey)); code(err) != warden.CodeInvalid {
 		t.Errorf("unlock of an unlocked manager: %v", err)
 	}
 	if _, err := p.local.Leave(t.Context(), &api.LeaveRequest{}); code(err) != warden.CodeInUse {

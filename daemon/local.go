@@ -10,6 +10,7 @@ import (
 	"warden/api"
 	"warden/autolock"
 	"warden/ca"
+	"warden/internal/courier"
 	"warden/internal/durable"
 	"warden/join"
 	"warden/manager"
@@ -34,7 +35,7 @@ func (d *Daemon) fresh(op string) error {
 }
 
 // Init makes a cluster with this node as its first manager. The key file is written last: a crash before leaves nothing
-// that counts.
+// that counts. The unlock key goes out sealed to the caller: in no buffer of this daemon it is left in clear (I9).
 func (l *local) Init(ctx context.Context, r *api.InitRequest) (*api.InitReply, error) {
 	reply, err := l.d.init(ctx, r)
 	return reply, api.Error(err)
@@ -81,7 +82,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 		to := unlock.Recipient()
 		recipient, maker.Recipient, maker.KeyID = &to, to[:], to.KeyID()
 		reply.UnlockKeyId = to.KeyID()
-		if err := unlock.Text().Use(func(b []byte) error { reply.UnlockKey = string(b); return nil }); err != nil {
+		if err := unlock.Text().Use(func(b []byte) (err error) { reply.SealedUnlockKey, err = courier.Seal(r.Inbox, b); return err }); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
 	}
@@ -343,11 +344,10 @@ func (l *local) Unlock(_ context.Context, r *api.UnlockRequest) (*api.UnlockRepl
 
 func (d *Daemon) unlock(r *api.UnlockRequest) (*api.UnlockReply, error) {
 	const op = "unlocking"
-	defer clear(r.Key)
 	d.op.Lock()
 	defer d.op.Unlock()
 	d.mu.Lock()
-	kf, state := d.locked, d.state
+	kf, state, inbox := d.locked, d.state, d.inbox
 	d.mu.Unlock()
 	if kf == nil {
 		if state == StateRunning {
@@ -355,11 +355,16 @@ func (d *Daemon) unlock(r *api.UnlockRequest) (*api.UnlockReply, error) {
 		}
 		return nil, warden.Errorf(warden.CodeUninitialized, op, "this node belongs to no cluster")
 	}
-	if len(r.Key) > warden.UnlockKeyTextMax {
+	if len(r.SealedKey) > warden.UnlockKeyTextMax+courier.Overhead {
 		return nil, warden.Errorf(warden.CodeTooLarge, op, "an unlock key has at most %d bytes", warden.UnlockKeyTextMax)
 	}
-	key, err := autolock.ParseUnlockKey(r.Key)
+	text, err := inbox.Open(r.SealedKey)
 	if err != nil {
+		return nil, warden.Wrap(op, err)
+	}
+	defer text.Wipe()
+	var key autolock.UnlockKey
+	if err := text.Use(func(b []byte) (err error) { key, err = autolock.ParseUnlockKey(b); return err }); err != nil {
 		return nil, err
 	}
 	defer key.Wipe()
@@ -432,6 +437,7 @@ func (d *Daemon) info() *api.InfoReply {
 	switch {
 	case d.locked != nil:
 		r.ClusterId, r.NodeId, r.UnlockKeyId, r.Role = d.locked.ClusterID, d.locked.NodeID, d.locked.KeyID, api.Role_ROLE_MANAGER
+		r.UnlockInbox = d.inbox.Public()
 		r.Message = "everything it holds is sealed until `wardenctl swarm unlock` gets unlock key " + d.locked.KeyID
 	case d.identity != nil:
 		id, leaf := d.identity.now()

@@ -168,9 +168,9 @@ func TestFloodWithoutACertificate(t *testing.T) {
 		return nil
 	})
 	for n := range 3 {
-		intruder(t, m, m.Token("worker"))
+		c.Host(fmt.Sprint("late", n)).Join(m.Token("worker"), m) // asks again, as every joiner does, where its handshake made room for another
 		m.Ctl("service", "create", "--name", fmt.Sprint("app", n), "--constraint", "node.hostname==w1", "host", "sleep", "1000")
 		awaitRunning(t, m, fmt.Sprint("app", n), 1)
 	}
-	c.awaitReady(t, m, 2)
+	c.awaitReady(t, m, 5)
 }

@@ -12,6 +12,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/internal/courier"
 )
 
 // fake serves Local and Control from memory: enough to see what the commands send and how they print what comes back. What a real
@@ -313,7 +314,11 @@ func (f *fake) Init(_ context.Context, r *api.InitRequest) (*api.InitReply, erro
 	}
 	reply := &api.InitReply{ClusterId: "cluster", NodeId: "m1aaaaaaaaaaaaaaaaaaaaaaa"}
 	if r.GetAutolock() {
-		reply.UnlockKey, reply.UnlockKeyId = fakeUnlockKey, "key0000001"
+		var err error
+		if reply.SealedUnlockKey, err = courier.Seal(r.GetInbox(), []byte(fakeUnlockKey)); err != nil {
+			return nil, api.Error(err)
+		}
+		reply.UnlockKeyId = "key0000001"
 	}
 	return reply, nil
 }
@@ -336,10 +341,21 @@ func (f *fake) Leave(_ context.Context, r *api.LeaveRequest) (*api.LeaveReply, e
 }
 
 func (f *fake) Unlock(_ context.Context, r *api.UnlockRequest) (*api.UnlockReply, error) {
-	if string(r.GetKey()) != fakeUnlockKey {
+	right := false
+	if key, err := fakeInbox.Open(r.GetSealedKey()); err == nil {
+		_ = key.Use(func(b []byte) error { right = string(b) == fakeUnlockKey; return nil })
+	}
+	if !right {
 		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeWrongUnlock, "unlocking", "this key does not open this manager"), "it needs key0000001"))
 	}
 	return &api.UnlockReply{NodeId: "m1aaaaaaaaaaaaaaaaaaaaaaa"}, nil
 }
 
-func (f *fake) Info(context.Context, *api.InfoRequest) (*api.InfoReply, error) { return f.info, nil }
+// fakeInbox is where the fake's unlock key goes.
+var fakeInbox, _ = courier.NewInbox()
+
+func (f *fake) Info(context.Context, *api.InfoRequest) (*api.InfoReply, error) {
+	info := api.Clone(f.info)
+	info.UnlockInbox = fakeInbox.Public()
+	return info, nil
+}

@@ -243,8 +243,8 @@ func TestScreens(t *testing.T) {
 		Done:      []string{"all join tokens were revoked", "the cluster keyset was rotated"}, Todo: []string{"give every secret a new value"}}, false))
 	show("node rm of a worker that held nothing", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, true))
 	show("node rm", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, false))
-	show("swarm init", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id}))
-	show("swarm init --autolock", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id, UnlockKey: fakeUnlockKey, UnlockKeyId: "key0000001"}))
+	show("swarm init", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id}, nil))
+	show("swarm init --autolock", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id, UnlockKeyId: "key0000001"}, []byte(fakeUnlockKey)))
 	show("swarm join-token", writeToken(&out, &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER}, &api.CreateTokenReply{Id: "tok", Token: fakeToken, ExpiresNs: before(-time.Hour)}, testNow))
 	golden(t, "screens.txt", out.Bytes())
 

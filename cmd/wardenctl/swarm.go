@@ -13,6 +13,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/internal/courier"
 )
 
 func (c *cli) swarmCommand() *cobra.Command {
@@ -37,11 +38,24 @@ Managers take no tasks unless --availability is active.`,
 		Args:    takes(0, 0),
 		RunE: c.with(func(ctx context.Context, d *daemon, _ []string) error {
 			request.LeafTtlNs = int64(expiry)
+			inbox, err := courier.NewInbox()
+			if err != nil {
+				return err
+			}
+			request.Inbox = inbox.Public()
 			reply, err := d.local.Init(ctx, &request)
 			if err != nil {
 				return err
 			}
-			return writeInit(c.stdout, reply)
+			if len(reply.GetSealedUnlockKey()) == 0 {
+				return writeInit(c.stdout, reply, nil)
+			}
+			key, err := inbox.Open(reply.GetSealedUnlockKey())
+			if err != nil {
+				return err
+			}
+			defer key.Wipe()
+			return key.Use(func(text []byte) error { return writeInit(c.stdout, reply, text) })
 		}),
 	}
 	flags := cmd.Flags()
@@ -53,13 +67,13 @@ Managers take no tasks unless --availability is active.`,
 }
 
 // writeInit prints what was made; the unlock key is shown here and nowhere else. Pure but for w.
-func writeInit(w io.Writer, reply *api.InitReply) error {
+func writeInit(w io.Writer, reply *api.InitReply, unlockKey []byte) error {
 	fmt.Fprintf(w, `Swarm initialized: current node (%s) is now a manager.
 
 To add a worker to this swarm, run "wardenctl swarm join-token worker" and follow the instructions.
 To add a manager to this swarm, run "wardenctl swarm join-token manager" and follow the instructions.
 `, reply.GetNodeId())
-	if reply.GetUnlockKey() == "" {
+	if len(unlockKey) == 0 {
 		return nil
 	}
 	_, err := fmt.Fprintf(w, `
@@ -68,7 +82,7 @@ To unlock a manager after it restarts, run "wardenctl swarm unlock" and provide 
     %s
 
 Keep this key in a password manager: it is shown this once, and without it no restarted manager can be unlocked.
-`, reply.GetUnlockKeyId(), reply.GetUnlockKey())
+`, reply.GetUnlockKeyId(), unlockKey)
 	return writeFailed(err)
 }
 
@@ -165,7 +179,17 @@ input or --key-file. It is never an argument: other users of this host can read 
 				return usage(cmd, "the unlock key is empty")
 			}
 			return c.with(func(ctx context.Context, d *daemon, _ []string) error {
-				reply, err := d.local.Unlock(ctx, &api.UnlockRequest{Key: text})
+				info, err := d.local.Info(ctx, &api.InfoRequest{})
+				if err != nil {
+					return err
+				}
+				request := &api.UnlockRequest{}
+				if to := info.GetUnlockInbox(); len(to) > 0 { // else it is not locked, and says so itself
+					if request.SealedKey, err = courier.Seal(to, text); err != nil {
+						return err
+					}
+				}
+				reply, err := d.local.Unlock(ctx, request)
 				if err != nil {
 					return err
 				}
