@@ -277,6 +277,7 @@ type ReportRequest struct {
 	Tasks         []*NodeTaskReport      `protobuf:"bytes,3,rep,name=tasks,proto3" json:"tasks,omitempty"`
 	LockState     string                 `protobuf:"bytes,4,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"` // "unlocked", or "old-key"
 	TimeNs        int64                  `protobuf:"varint,5,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	Alarms        []*Alarm               `protobuf:"bytes,6,rep,name=alarms,proto3" json:"alarms,omitempty"` // absent from a report of tasks only
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -346,6 +347,74 @@ func (x *ReportRequest) GetTimeNs() int64 {
 	return 0
 }
 
+func (x *ReportRequest) GetAlarms() []*Alarm {
+	if x != nil {
+		return x.Alarms
+	}
+	return nil
+}
+
+// Alarm says that something about a node needs a person.
+type Alarm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	What          string                 `protobuf:"bytes,2,opt,name=what,proto3" json:"what,omitempty"`
+	TimeNs        int64                  `protobuf:"varint,3,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"` // when it was last raised, the reporting manager's clock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Alarm) Reset() {
+	*x = Alarm{}
+	mi := &file_peer_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Alarm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Alarm) ProtoMessage() {}
+
+func (x *Alarm) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
+func (*Alarm) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Alarm) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *Alarm) GetWhat() string {
+	if x != nil {
+		return x.What
+	}
+	return ""
+}
+
+func (x *Alarm) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
 type ReportReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	CommitIndex   uint64                 `protobuf:"varint,1,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
@@ -358,7 +427,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -370,7 +439,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -383,7 +452,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{5}
+	return file_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ReportReply) GetCommitIndex() uint64 {
@@ -439,14 +508,19 @@ const file_peer_proto_rawDesc = "" +
 	"\askew_ns\x18\x06 \x01(\x03R\x06skewNs\"X\n" +
 	"\x0eNodeTaskReport\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12-\n" +
-	"\x06report\x18\x02 \x01(\v2\x15.warden.v1.TaskReportR\x06report\"\xce\x01\n" +
+	"\x06report\x18\x02 \x01(\v2\x15.warden.v1.TaskReportR\x06report\"\xf8\x01\n" +
 	"\rReportRequest\x12#\n" +
 	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12/\n" +
 	"\x06claims\x18\x02 \x03(\v2\x17.warden.v1.SessionClaimR\x06claims\x12/\n" +
 	"\x05tasks\x18\x03 \x03(\v2\x19.warden.v1.NodeTaskReportR\x05tasks\x12\x1d\n" +
 	"\n" +
 	"lock_state\x18\x04 \x01(\tR\tlockState\x12\x17\n" +
-	"\atime_ns\x18\x05 \x01(\x03R\x06timeNs\"\x8d\x01\n" +
+	"\atime_ns\x18\x05 \x01(\x03R\x06timeNs\x12(\n" +
+	"\x06alarms\x18\x06 \x03(\v2\x10.warden.v1.AlarmR\x06alarms\"M\n" +
+	"\x05Alarm\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
+	"\x04what\x18\x02 \x01(\tR\x04what\x12\x17\n" +
+	"\atime_ns\x18\x03 \x01(\x03R\x06timeNs\"\x8d\x01\n" +
 	"\vReportReply\x12!\n" +
 	"\fcommit_index\x18\x01 \x01(\x04R\vcommitIndex\x12%\n" +
 	"\x0eclose_sessions\x18\x02 \x03(\tR\rcloseSessions\x12\x17\n" +
@@ -471,41 +545,43 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
 var file_peer_proto_goTypes = []any{
 	(*ForwardRequest)(nil),  // 0: warden.v1.ForwardRequest
 	(*ForwardReply)(nil),    // 1: warden.v1.ForwardReply
 	(*SessionClaim)(nil),    // 2: warden.v1.SessionClaim
 	(*NodeTaskReport)(nil),  // 3: warden.v1.NodeTaskReport
 	(*ReportRequest)(nil),   // 4: warden.v1.ReportRequest
-	(*ReportReply)(nil),     // 5: warden.v1.ReportReply
-	(*Actor)(nil),           // 6: warden.v1.Actor
-	(*NodeDescription)(nil), // 7: warden.v1.NodeDescription
-	(*TaskReport)(nil),      // 8: warden.v1.TaskReport
-	(*LogsRequest)(nil),     // 9: warden.v1.LogsRequest
-	(*Command)(nil),         // 10: warden.v1.Command
-	(*LogChunk)(nil),        // 11: warden.v1.LogChunk
-	(*Result)(nil),          // 12: warden.v1.Result
+	(*Alarm)(nil),           // 5: warden.v1.Alarm
+	(*ReportReply)(nil),     // 6: warden.v1.ReportReply
+	(*Actor)(nil),           // 7: warden.v1.Actor
+	(*NodeDescription)(nil), // 8: warden.v1.NodeDescription
+	(*TaskReport)(nil),      // 9: warden.v1.TaskReport
+	(*LogsRequest)(nil),     // 10: warden.v1.LogsRequest
+	(*Command)(nil),         // 11: warden.v1.Command
+	(*LogChunk)(nil),        // 12: warden.v1.LogChunk
+	(*Result)(nil),          // 13: warden.v1.Result
 }
 var file_peer_proto_depIdxs = []int32{
-	6,  // 0: warden.v1.ForwardRequest.caller:type_name -> warden.v1.Actor
-	7,  // 1: warden.v1.SessionClaim.description:type_name -> warden.v1.NodeDescription
-	8,  // 2: warden.v1.NodeTaskReport.report:type_name -> warden.v1.TaskReport
+	7,  // 0: warden.v1.ForwardRequest.caller:type_name -> warden.v1.Actor
+	8,  // 1: warden.v1.SessionClaim.description:type_name -> warden.v1.NodeDescription
+	9,  // 2: warden.v1.NodeTaskReport.report:type_name -> warden.v1.TaskReport
 	2,  // 3: warden.v1.ReportRequest.claims:type_name -> warden.v1.SessionClaim
 	3,  // 4: warden.v1.ReportRequest.tasks:type_name -> warden.v1.NodeTaskReport
-	0,  // 5: warden.v1.Peer.Forward:input_type -> warden.v1.ForwardRequest
-	4,  // 6: warden.v1.Peer.Report:input_type -> warden.v1.ReportRequest
-	9,  // 7: warden.v1.Peer.Relay:input_type -> warden.v1.LogsRequest
-	10, // 8: warden.v1.Peer.Propose:input_type -> warden.v1.Command
-	1,  // 9: warden.v1.Peer.Forward:output_type -> warden.v1.ForwardReply
-	5,  // 10: warden.v1.Peer.Report:output_type -> warden.v1.ReportReply
-	11, // 11: warden.v1.Peer.Relay:output_type -> warden.v1.LogChunk
-	12, // 12: warden.v1.Peer.Propose:output_type -> warden.v1.Result
-	9,  // [9:13] is the sub-list for method output_type
-	5,  // [5:9] is the sub-list for method input_type
-	5,  // [5:5] is the sub-list for extension type_name
-	5,  // [5:5] is the sub-list for extension extendee
-	0,  // [0:5] is the sub-list for field type_name
+	5,  // 5: warden.v1.ReportRequest.alarms:type_name -> warden.v1.Alarm
+	0,  // 6: warden.v1.Peer.Forward:input_type -> warden.v1.ForwardRequest
+	4,  // 7: warden.v1.Peer.Report:input_type -> warden.v1.ReportRequest
+	10, // 8: warden.v1.Peer.Relay:input_type -> warden.v1.LogsRequest
+	11, // 9: warden.v1.Peer.Propose:input_type -> warden.v1.Command
+	1,  // 10: warden.v1.Peer.Forward:output_type -> warden.v1.ForwardReply
+	6,  // 11: warden.v1.Peer.Report:output_type -> warden.v1.ReportReply
+	12, // 12: warden.v1.Peer.Relay:output_type -> warden.v1.LogChunk
+	13, // 13: warden.v1.Peer.Propose:output_type -> warden.v1.Result
+	10, // [10:14] is the sub-list for method output_type
+	6,  // [6:10] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_peer_proto_init() }
@@ -522,7 +598,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   7,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -22,15 +22,13 @@ type six struct {
 	unlockKey string
 }
 
-func newSix(t *testing.T, initArgs ...string) *six {
+// newThree returns a cluster of three managers.
+func newThree(t *testing.T, initArgs ...string) *six {
 	t.Helper()
 	testcluster.Root(t)
 	c := &six{Cluster: testcluster.New(t)}
 	for i := range c.m {
 		c.m[i] = c.Host(fmt.Sprintf("m%d", i+1))
-	}
-	for i := range c.w {
-		c.w[i] = c.Host(fmt.Sprintf("w%d", i+1))
 	}
 	out := c.m[0].Ctl(append([]string{"swarm", "init"}, initArgs...)...)
 	for word := range strings.FieldsSeq(out) {
@@ -41,12 +39,22 @@ func newSix(t *testing.T, initArgs ...string) *six {
 	token := c.m[0].Token("manager")
 	c.m[1].Join(token, c.m[0])
 	c.m[2].Join(token, c.m[1], c.m[0])
+	c.awaitVoters(t, c.m[0], 3)
+	return c
+}
+
+// newSix returns a cluster of three managers and three workers, the third in zone pci.
+func newSix(t *testing.T, initArgs ...string) *six {
+	t.Helper()
+	c := newThree(t, initArgs...)
+	for i := range c.w {
+		c.w[i] = c.Host(fmt.Sprintf("w%d", i+1))
+	}
 	c.m[0].Ctl("zone", "create", "pci")
-	token = c.m[0].Token("worker")
+	token := c.m[0].Token("worker")
 	c.w[0].Join(token, c.m[0])
 	c.w[1].Join(token, c.m[2])
 	c.w[2].Join(c.m[1].Token("--zone", "pci", "worker"), c.m[1])
-	c.awaitVoters(t, c.m[0], 3)
 	c.awaitReady(t, c.m[0], 6)
 	return c
 }

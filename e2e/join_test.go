@@ -93,15 +93,7 @@ func withSecretOf(t testing.TB, a, b string) string {
 
 // TestUsesAreExact lets 64 joiners race for 10 uses over three managers.
 func TestUsesAreExact(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	for i := range c.m {
-		c.m[i] = c.Host(fmt.Sprintf("m%d", i+1))
-	}
-	c.m[0].Ctl("swarm", "init")
-	token := c.m[0].Token("manager")
-	c.m[1].Join(token, c.m[0])
-	c.m[2].Join(token, c.m[0])
+	c := newThree(t)
 	c.awaitVoters(t, c.m[0], 3)
 	limited, err := tokens.Parse(c.m[0].Token("--uses", "10", "worker"))
 	if err != nil {

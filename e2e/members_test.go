@@ -81,15 +81,7 @@ func TestManagersComeAndGo(t *testing.T) {
 
 // TestLeaderDemotesItself: the leader hands over first, and the call succeeds.
 func TestLeaderDemotesItself(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	for i := range c.m {
-		c.m[i] = c.Host(fmt.Sprintf("m%d", i+1))
-	}
-	c.m[0].Ctl("swarm", "init")
-	token := c.m[0].Token("manager")
-	c.m[1].Join(token, c.m[0])
-	c.m[2].Join(token, c.m[0])
+	c := newThree(t)
 	c.awaitVoters(t, c.m[0], 3)
 	c.m[0].Ctl("node", "demote", "m1")
 	c.awaitVoters(t, c.m[1], 2)
@@ -104,20 +96,11 @@ func TestLeaderDemotesItself(t *testing.T) {
 
 // TestEvictedManager: what a manager knew is replaced, and its certificate opens nothing.
 func TestEvictedManager(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	for i := range c.m {
-		c.m[i] = c.Host(fmt.Sprintf("m%d", i+1))
-	}
+	c := newThree(t)
 	w := c.Host("w1")
 	m := c.m[0]
-	m.Ctl("swarm", "init")
-	token := m.Token("manager")
-	c.m[1].Join(token, m)
-	c.m[2].Join(token, m)
 	worker := m.Token("worker")
 	w.Join(worker, c.m[2])
-	c.awaitVoters(t, m, 3)
 	c.awaitReady(t, m, 4)
 	m.CtlIn(canary, "secret", "create", "one", "-")
 	m.CtlIn("another", "secret", "create", "two", "-")
@@ -161,19 +144,10 @@ func TestEvictedManager(t *testing.T) {
 // TestEvictionReachesAFollowerThatWasDown: it comes back by a snapshot, whose restore fires no watch, and cuts the node all
 // the same; and a lagging follower does catch up by snapshot.
 func TestEvictionReachesAFollowerThatWasDown(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	for i := range c.m {
-		c.m[i] = c.Host(fmt.Sprintf("m%d", i+1))
-	}
+	c := newThree(t)
 	victim := c.Host("victim")
 	m := c.m[0]
-	m.Ctl("swarm", "init")
-	token := m.Token("manager")
-	c.m[1].Join(token, m)
-	c.m[2].Join(token, m)
 	victim.Join(m.Token("worker"), m)
-	c.awaitVoters(t, m, 3)
 	c.awaitReady(t, m, 4)
 	victim.Kill()
 	s := steal(t, victim)

@@ -2,6 +2,8 @@ package manager
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/ca"
 )
 
 // says is a report of one session, last answered ago.
@@ -151,4 +154,38 @@ func TestBatchesFitACommand(t *testing.T) {
 	if !slices.Equal(got, ops) {
 		t.Errorf("%d of %d operations in the batches", len(got), len(ops))
 	}
+}
+
+// TestI4AlarmReachesTheLeader: what one manager saw shows for the node, the newest of several, until it is old.
+func TestI4AlarmReachesTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var seen alarms
+		l := newLiveness()
+		l.begin(time.Now())
+		report := func() {
+			l.take("m2", &api.ReportRequest{LockState: "unlocked", Alarms: seen.recent(time.Now())}, time.Now())
+		}
+		seen.raise(ca.Identity{NodeID: "n"}, netip.MustParseAddr("192.0.2.1"), time.Now())
+		time.Sleep(time.Second)
+		seen.raise(ca.Identity{NodeID: "n"}, netip.MustParseAddr("192.0.2.2"), time.Now())
+		report()
+		if got := l.alarm("n"); !strings.Contains(got, "192.0.2.2") || l.alarm("other") != "" {
+			t.Errorf("alarm = %q", got)
+		}
+		l.take("m2", &api.ReportRequest{Tasks: []*api.NodeTaskReport{{}}}, time.Now())
+		if l.alarm("n") == "" {
+			t.Error("a report of tasks forgot the alarm")
+		}
+		time.Sleep(alarmKept + time.Second)
+		report()
+		if got := l.alarm("n"); got != "" {
+			t.Errorf("alarm after %s = %q", alarmKept, got)
+		}
+		for i := range 2 * alarmsMax {
+			seen.raise(ca.Identity{NodeID: fmt.Sprint(i)}, netip.Addr{}, time.Now())
+		}
+		if n := len(seen.recent(time.Now())); n != alarmsMax {
+			t.Errorf("%d alarms are kept, want %d", n, alarmsMax)
+		}
+	})
 }

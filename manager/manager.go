@@ -63,6 +63,7 @@ type Manager struct {
 	authority  authorityCache
 	peers      *peers
 	live       *liveness
+	alarms     alarms
 	lease      lease
 	limiter    *join.Limiter
 	ready      atomic.Bool
@@ -426,6 +427,10 @@ func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err er
 	}
 	if code == warden.CodeWrongKey || code == warden.CodeEvicted {
 		level = slog.LevelWarn
+	}
+	if code == warden.CodeWrongKey {
+		m.alarms.raise(id, remote, time.Now())
+		m.askReport()
 	}
 	m.logger.Log(context.Background(), level, "refused a connection", "door", name, "node_id", id.NodeID, "role", id.Role,
 		"remote", remote.String(), "code", string(code), "reason", err)

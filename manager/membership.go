@@ -218,6 +218,9 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 				s.Message = fmt.Sprintf("its clock is %s off", skew.Round(time.Second))
 			}
 		}
+		if a := m.live.alarm(id); a != "" {
+			s.Message = a
+		}
 		if s.Raft != "" {
 			s.Reachable = m.Reachable(id)
 			if r, ok := m.live.reported(id); ok {

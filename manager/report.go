@@ -74,6 +74,7 @@ func (m *Manager) sync(ctx context.Context) error {
 	start := time.Now()
 	req := &api.ReportRequest{
 		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), LockState: m.cfg.Lock(), TimeNs: start.UnixNano(),
+		Alarms: m.alarms.recent(start),
 	}
 	reply, err := m.reportTo(ctx, req)
 	if err != nil {
@@ -182,6 +183,7 @@ type managerReport struct {
 	at      time.Time
 	applied uint64
 	lock    string
+	alarms  []*api.Alarm
 	changed chan struct{} // closed by the next report
 }
 
@@ -207,9 +209,9 @@ func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (clo
 	if old, ok := l.managers[from]; ok && old.changed != nil {
 		close(old.changed)
 	}
-	r := managerReport{at: now, applied: req.AppliedIndex, lock: req.LockState, changed: make(chan struct{})}
+	r := managerReport{at: now, applied: req.AppliedIndex, lock: req.LockState, alarms: req.Alarms[:min(len(req.Alarms), alarmsMax)], changed: make(chan struct{})}
 	if len(req.Tasks) > 0 && req.LockState == "" { // a report of tasks only
-		r.lock = l.managers[from].lock
+		r.lock, r.alarms = l.managers[from].lock, l.managers[from].alarms
 	}
 	l.managers[from] = r
 	for _, c := range req.Claims {
