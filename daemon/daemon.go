@@ -119,6 +119,9 @@ func (d *Daemon) load() error {
 	path := filepath.Join(d.cfg.StateDir, keyFile)
 	kf, err := autolock.ReadKeyFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		if err := d.orphaned(); err != nil {
+			return err
+		}
 		return d.wipe() // what an init, a leave or an eviction left half done
 	}
 	if err != nil {
@@ -396,6 +399,9 @@ func (d *Daemon) evict(r *api.EvictRequest) {
 
 // wipe removes everything that belongs to a cluster: the identity first, without which the rest is nobody's.
 func (d *Daemon) wipe() error {
+	if err := d.mark(); err != nil {
+		return err
+	}
 	for _, name := range []string{identityDir, raftDir} {
 		if err := durable.RemoveAll(filepath.Join(d.cfg.StateDir, name)); err != nil {
 			return warden.Wrap("wiping the state directory", err)
@@ -415,7 +421,42 @@ func (d *Daemon) wipe() error {
 			return warden.Wrap("wiping task "+t.ID(), err)
 		}
 	}
-	return nil
+	return d.unmark()
+}
+
+// mark says on disk that what there is without a key file may go: an init, a leave or an eviction is under way.
+func (d *Daemon) mark() error {
+	return durable.WriteFile(filepath.Join(d.cfg.StateDir, unfinishedFile), nil, 0o600)
+}
+
+func (d *Daemon) unmark() error {
+	return durable.RemoveAll(filepath.Join(d.cfg.StateDir, unfinishedFile))
+}
+
+// orphaned refuses a state or tasks whose key file is missing, where nothing says that they were to go: the file may be on a
+// disk that is not mounted, and wiping loses what it belongs to. Errors: CodeCorrupt.
+func (d *Daemon) orphaned() error {
+	if _, err := os.Lstat(filepath.Join(d.cfg.StateDir, unfinishedFile)); err == nil {
+		return nil
+	}
+	found := ""
+	if _, err := os.Lstat(filepath.Join(d.cfg.StateDir, raftDir, "log.db")); err == nil {
+		found = filepath.Join(d.cfg.StateDir, raftDir)
+	}
+	entries, err := os.ReadDir(filepath.Join(d.cfg.StateDir, tasksDir))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return warden.Recode(warden.CodeInternal, "looking for tasks", err)
+	}
+	for _, e := range entries {
+		if warden.ValidID(e.Name()) {
+			found = filepath.Join(d.cfg.StateDir, tasksDir)
+		}
+	}
+	if found == "" {
+		return nil
+	}
+	return warden.Hint(warden.Errorf(warden.CodeCorrupt, "reading "+filepath.Join(d.cfg.StateDir, keyFile), "the file is missing, but %s holds something", found),
+		"restore the file, or, to have this node begin anew, make the file "+filepath.Join(d.cfg.StateDir, unfinishedFile)+" and start again: everything is wiped then")
 }
 
 // describe is what the node says of itself.

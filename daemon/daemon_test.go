@@ -245,3 +245,47 @@ func TestEvictionOfAnEarlierIdentity(t *testing.T) {
 		t.Error("not wiped")
 	}
 }
+
+// A key file that is missing, as on a disk that was not mounted, costs nothing: neither state nor tasks are wiped for it.
+func TestMissingKeyFileLosesNothing(t *testing.T) {
+	p := newPlace(t)
+	p.start()
+	must[*api.InitReply](t)(p.local.Init(t.Context(), &api.InitRequest{Advertise: p.cfg.Listen}))
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if exists(p.path(unfinishedFile)) {
+		t.Error("an init that finished left its mark")
+	}
+	aside := p.path("aside")
+	if err := os.Rename(p.path(identityDir), aside); err != nil {
+		t.Fatal(err)
+	}
+	err := p.run()
+	if code(err) != warden.CodeCorrupt || !strings.Contains(err.Error(), "node.key") || warden.HintOf(err) == "" {
+		t.Fatalf("starting without the key file = %v, want [corrupt], the file and a hint", err)
+	}
+	if !exists(p.path(raftDir)) {
+		t.Fatal("the state is gone")
+	}
+	if err := os.Rename(aside, p.path(identityDir)); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	if p.info().State != StateRunning {
+		t.Errorf("with the key file back: %s", p.info().State)
+	}
+	if err := p.stop(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(p.path(identityDir)); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.path(unfinishedFile), nil, 0o600); err != nil { // as the hint says, or a crash in a leave
+		t.Fatal(err)
+	}
+	p.start()
+	if p.info().State != StateUninitialized || exists(p.path(raftDir)) || exists(p.path(unfinishedFile)) {
+		t.Errorf("an unfinished leave was not finished: %s", p.info().State)
+	}
+}

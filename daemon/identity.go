@@ -33,6 +33,8 @@ const (
 	raftDir      = "raft"
 	tasksDir     = "tasks"
 	lockFile     = "lock"
+
+	unfinishedFile = "unfinished" // while it is there, what has no key file is wiped at the next start
 )
 
 // identity is who this node is: its key and chain in memory, and their files. Safe for concurrent use.

@@ -107,6 +107,9 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 		return nil, warden.Wrap(op, err)
 	}
 	id.ClusterID = reply.ClusterId
+	if err := d.mark(); err != nil {
+		return nil, err
+	}
 	if err := durable.MkdirPrivate(filepath.Join(d.cfg.StateDir, raftDir)); err != nil {
 		return nil, err
 	}
@@ -125,6 +128,9 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	}
 	if err := writeIdentity(d.cfg.StateDir, id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
+	}
+	if err := d.unmark(); err != nil {
+		return nil, err
 	}
 	if err := d.start(id, recipient); err != nil {
 		if werr := d.wipe(); werr != nil { // the unlock key does not reach anybody: what is sealed under it is of no use
