@@ -45,6 +45,7 @@ const (
 // goroutines.
 type Config struct {
 	NodeID   string
+	Zone     func() string // in the node's own leaf, at the time of the call
 	Executor executor.Executor
 	Describe func() *api.NodeDescription
 	Dial     func(ctx context.Context) (net.Conn, string, error) // picks the next manager and returns its node ID; the agent backs off

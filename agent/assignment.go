@@ -2,6 +2,7 @@ package agent
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,7 @@ const (
 // Each later set changes that.
 type Assignment struct {
 	NodeID   string // this node's: tasks of another are refused
+	OwnZone  string // in this node's own leaf: tasks of another zone, and secrets that may not enter it, are refused (I6)
 	Sequence uint64 // of the last set taken
 	Complete bool   // the complete set has been taken
 	Zone     string
@@ -56,7 +58,7 @@ func (a *Assignment) plus(set *api.AssignmentSet) (*Assignment, error) {
 	if err := warden.CheckName("zone", set.GetZone()); err != nil {
 		return nil, err
 	}
-	next := &Assignment{NodeID: a.NodeID, Sequence: set.GetSequence(), Complete: a.Complete || set.GetComplete(), Zone: set.GetZone(),
+	next := &Assignment{NodeID: a.NodeID, OwnZone: a.OwnZone, Sequence: set.GetSequence(), Complete: a.Complete || set.GetComplete(), Zone: set.GetZone(),
 		Tasks: map[string]*api.Task{}, Secrets: map[string]bool{}}
 	for id, task := range a.Tasks {
 		next.Tasks[id] = task
@@ -89,6 +91,8 @@ func (a *Assignment) secrets(set *api.AssignmentSet) error {
 			return tooLarge("the value of secret %s", id)
 		case a.Secrets[id]:
 			return invalid("secret %s is given twice", id)
+		case len(m.GetZones()) > 0 && !slices.Contains(m.GetZones(), a.OwnZone):
+			return warden.Errorf(warden.CodeWrongZone, "", "secret %s may not enter zone %q, which this node's certificate names", id, a.OwnZone)
 		}
 		a.Secrets[id] = true
 	}
@@ -129,8 +133,8 @@ func (a *Assignment) tasks(set *api.AssignmentSet) error {
 		return tooLarge("the number of tasks")
 	}
 	for _, task := range a.Tasks { // those of earlier sets too: the zone may have changed
-		if zone := task.GetSpec().GetZone(); zone != a.Zone {
-			return warden.Errorf(warden.CodeWrongZone, "", "task %s is of zone %q, the node of %q", task.GetId(), zone, a.Zone)
+		if zone := task.GetSpec().GetZone(); zone != a.Zone || zone != a.OwnZone {
+			return warden.Errorf(warden.CodeWrongZone, "", "task %s is of zone %q, the node of %q, its certificate of %q", task.GetId(), zone, a.Zone, a.OwnZone)
 		}
 	}
 	return nil

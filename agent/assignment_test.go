@@ -31,6 +31,9 @@ func TestAssignmentRules(t *testing.T) {
 		{"sequence", func(s *api.AssignmentSet) { s.Sequence = 5 }, warden.CodeInvalid},
 		{"no zone", func(s *api.AssignmentSet) { s.Zone = "" }, warden.CodeInvalid},
 		{"other zone", func(s *api.AssignmentSet) { s.Zone = "pci" }, warden.CodeWrongZone},
+		{"zone that the node's leaf does not name", func(s *api.AssignmentSet) { s.Zone, s.PutTasks[0].Spec.Zone = "pci", "pci" }, warden.CodeWrongZone},
+		{"secret of another zone", func(s *api.AssignmentSet) { s.PutSecrets[0].Zones = []string{"a", "pci"} }, warden.CodeWrongZone},
+		{"secret of this zone", func(s *api.AssignmentSet) { s.PutSecrets[0].Zones = []string{"pci", "default"} }, ""},
 		{"task ID", edit(func(t *api.Task) { t.Id = "../../etc" }), warden.CodeInvalid},
 		{"node", edit(func(t *api.Task) { t.NodeId = secretID }), warden.CodeForeign},
 		{"desired state", edit(func(t *api.Task) { t.DesiredState = api.TaskState_TASK_COMPLETE }), warden.CodeInvalid},
@@ -77,7 +80,7 @@ func TestAssignmentRules(t *testing.T) {
 		{"manager's key", func(s *api.AssignmentSet) { s.Managers.Managers[0].KeyHashes = [][]byte{{1}} }, warden.CodeInvalid},
 		{"issuers", func(s *api.AssignmentSet) { s.Managers.DistrustedIssuers = make([]byte, 31) }, warden.CodeInvalid},
 	} {
-		a := &agent.Assignment{NodeID: self}
+		a := &agent.Assignment{NodeID: self, OwnZone: "default"}
 		if err := a.Take(&api.AssignmentSet{Sequence: 1, Zone: "default", PutTasks: []*api.Task{put("host", 'a')}}); err != nil {
 			t.Fatal(err)
 		}
@@ -101,7 +104,7 @@ func TestAssignmentRules(t *testing.T) {
 // is never told to run.
 func TestAssignmentLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		a, want := &agent.Assignment{NodeID: self}, map[string]*api.Task{}
+		a, want := &agent.Assignment{NodeID: self, OwnZone: "default"}, map[string]*api.Task{}
 		for n := range rapid.IntRange(1, 8).Draw(t, "sets") {
 			set := &api.AssignmentSet{Sequence: uint64(n + 1), Zone: "default"}
 			next := map[string]*api.Task{}

@@ -45,7 +45,7 @@ func (h *host) dialled() []time.Time {
 func newHost(t *testing.T) *host {
 	h := &host{t: t, exec: newFakeExecutor(), clients: make(chan api.SessionClient, 100)}
 	h.Agent = agent.New(agent.Config{
-		NodeID: self, Executor: h.exec, Logger: slog.New(slog.DiscardHandler),
+		NodeID: self, Zone: func() string { return "default" }, Executor: h.exec, Logger: slog.New(slog.DiscardHandler),
 		Describe: func() *api.NodeDescription { return &api.NodeDescription{Hostname: "h"} },
 		Dial:     h.dial,
 		Renew:    func() ([]byte, error) { return []byte("csr"), nil },

@@ -36,7 +36,7 @@ type session struct {
 
 func newSession(a *Agent, manager string) *session {
 	return &session{a: a, manager: manager, since: time.Now(), beats: make(chan struct{}, 1), over: make(chan struct{}),
-		evict: make(chan *api.EvictRequest, 1), evicted: make(chan struct{}), assigned: Assignment{NodeID: a.cfg.NodeID}}
+		evict: make(chan *api.EvictRequest, 1), evicted: make(chan struct{}), assigned: Assignment{NodeID: a.cfg.NodeID, OwnZone: a.cfg.Zone()}}
 }
 
 // finish ends the session in good order.

@@ -49,7 +49,7 @@ func newCluster(t *testing.T, seed func(*cluster) []*api.Object) *cluster {
 	node := &api.Node{Id: warden.NewID(), Hostname: "n1", Role: api.Role_ROLE_WORKER, DesiredRole: api.Role_ROLE_WORKER, Zone: "default",
 		Availability: api.Availability_AVAILABILITY_ACTIVE, KeyHash: make([]byte, 32), LeafRole: api.Role_ROLE_WORKER, LeafZone: "default", LeafGeneration: 1}
 	c := &cluster{t: t, node: node, exec: newFakeExecutor(), values: map[string]string{}, lease: true,
-		peer: dispatcher.Peer{NodeID: node.Id, NotBefore: now, NotAfter: now.Add(warden.LeafTTLDefault), IP: "192.0.2.7"}}
+		peer: dispatcher.Peer{NodeID: node.Id, Zone: "default", NotBefore: now, NotAfter: now.Add(warden.LeafTTLDefault), IP: "192.0.2.7"}}
 	objects := append(seed(c), store.Wrap(node), store.Wrap(&api.Zone{Id: warden.NewID(), Name: "default"}), store.Wrap(&api.Zone{Id: warden.NewID(), Name: "pci"}),
 		store.Wrap(&api.Cluster{Id: warden.NewID(), IssuingGeneration: 1, LeafTtlNs: int64(warden.LeafTTLDefault)}))
 	c.store = storetest.New(t, objects...)
@@ -80,7 +80,7 @@ func newCluster(t *testing.T, seed func(*cluster) []*api.Object) *cluster {
 
 func (c *cluster) newAgent() *agent.Agent {
 	return agent.New(agent.Config{
-		NodeID: c.node.Id, Executor: c.exec, Logger: slog.New(slog.DiscardHandler),
+		NodeID: c.node.Id, Zone: func() string { c.mu.Lock(); defer c.mu.Unlock(); return c.peer.Zone }, Executor: c.exec, Logger: slog.New(slog.DiscardHandler),
 		Describe: func() *api.NodeDescription { return &api.NodeDescription{Hostname: "n1", NanoCpus: 2e9} },
 		Dial:     c.dial,
 		Renew:    func() ([]byte, error) { return []byte("csr"), nil },
@@ -304,7 +304,7 @@ func TestRestart(t *testing.T) {
 func TestStopAllWithoutRun(t *testing.T) {
 	exec := newFakeExecutor()
 	exec.tasks["old"] = &fakeTask{e: exec, id: "old", ended: make(chan struct{})}
-	a := agent.New(agent.Config{NodeID: warden.NewID(), Executor: exec, Logger: slog.New(slog.DiscardHandler)})
+	a := agent.New(agent.Config{NodeID: warden.NewID(), Zone: func() string { return "default" }, Executor: exec, Logger: slog.New(slog.DiscardHandler)})
 	if err := a.StopAll(t.Context()); err != nil || exec.has("old") {
 		t.Fatalf("StopAll = %v", err)
 	}
@@ -335,6 +335,13 @@ func TestI6SecretsStayInTheirZone(t *testing.T) {
 	c.put(node)
 	c.await("the task of the old zone to go", func() bool { return !slices.Contains(c.agent.Tasks(), good.Id) })
 	c.awaitState(good.Id, api.TaskState_TASK_SHUTDOWN)
+	if got := c.agent.Tasks(); slices.Contains(got, moved.Id) {
+		t.Errorf("the node has %v before its leaf names the zone", got)
+	}
+	c.mu.Lock()
+	c.peer.Zone = "pci" // the leaf was renewed
+	c.mu.Unlock()
+	c.agent.Redial()
 	c.awaitState(moved.Id, api.TaskState_TASK_RUNNING)
 	c.awaitState(forbidden.Id, api.TaskState_TASK_ASSIGNED)
 }

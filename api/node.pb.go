@@ -243,6 +243,7 @@ type SecretMaterial struct {
 	SecretId      string                 `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	Data          []byte                 `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Zones         []string               `protobuf:"bytes,4,rep,name=zones,proto3" json:"zones,omitempty"` // that the secret may enter, so that the node can refuse it; empty: any
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -294,6 +295,13 @@ func (x *SecretMaterial) GetVersion() uint64 {
 func (x *SecretMaterial) GetData() []byte {
 	if x != nil {
 		return x.Data
+	}
+	return nil
+}
+
+func (x *SecretMaterial) GetZones() []string {
+	if x != nil {
+		return x.Zones
 	}
 	return nil
 }
@@ -1043,11 +1051,12 @@ const file_node_proto_rawDesc = "" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\"f\n" +
 	"\rDescribeReply\x12\x17\n" +
 	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12<\n" +
-	"\vdescription\x18\x02 \x01(\v2\x1a.warden.v1.NodeDescriptionR\vdescription\"[\n" +
+	"\vdescription\x18\x02 \x01(\v2\x1a.warden.v1.NodeDescriptionR\vdescription\"q\n" +
 	"\x0eSecretMaterial\x12\x1b\n" +
 	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xc3\x02\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x14\n" +
+	"\x05zones\x18\x04 \x03(\tR\x05zones\"\xc3\x02\n" +
 	"\rAssignmentSet\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
 	"\bcomplete\x18\x02 \x01(\bR\bcomplete\x12,\n" +

@@ -244,7 +244,7 @@ func (d *Daemon) startAgent() {
 	i := d.identity
 	id, _ := i.now()
 	a := agent.New(agent.Config{
-		NodeID: id.NodeID, Executor: d.cfg.Executor, Describe: d.describe, Dial: d.dial, Renew: i.renew, Install: d.install,
+		NodeID: id.NodeID, Zone: func() string { _, leaf := i.now(); return leaf.Zone }, Executor: d.cfg.Executor, Describe: d.describe, Dial: d.dial, Renew: i.renew, Install: d.install,
 		SetManagers: func(l *api.ManagerList) {
 			if err := i.setManagers(l); err != nil {
 				d.logger.Error("failed to store the list of managers", "error", err)

@@ -56,11 +56,11 @@ type refusal struct{ taskID, reason string }
 // wanted returns what the node should have by this view, and the tasks that it should not although they name it (I6).
 // A secret version counts only while a task that has not ended, with desired state running, refers to it. An ended task stays
 // until its record goes, so that its logs can be read, as far as there is room; an orphaned one was given up, and is wiped. broken are versions that
-// could not be opened. Pure.
-func wanted(v view, nodeID string, broken map[version]string) (assignment, []refusal) {
+// could not be opened. A node whose leaf names another zone than its record gets nothing before its leaf is renewed. Pure.
+func wanted(v view, nodeID, leafZone string, broken map[version]string) (assignment, []refusal) {
 	node := v.Node(nodeID)
 	want := newAssignment(node.GetZone())
-	if node == nil {
+	if node == nil || node.GetZone() != leafZone {
 		return want, nil
 	}
 	known := func(zone string) bool { return v.Zone(zone) != nil }

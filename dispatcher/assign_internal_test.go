@@ -74,8 +74,8 @@ func same(a, b assignment) bool {
 // that is to run without its secrets, is within its bound but for the last item, and nothing is sent twice.
 func TestDiff(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		have, _ := wanted(drawView(t), "n", nil)
-		want, _ := wanted(drawView(t), "n", nil)
+		have, _ := wantedIn(drawView(t), nil)
+		want, _ := wantedIn(drawView(t), nil)
 		// A task's specification never changes: the second view's task with a known ID gets the first's secrets.
 		for id, task := range want.tasks {
 			if old := have.tasks[id]; old != nil && old.GetDesiredState() == api.TaskState_TASK_RUNNING && !proto.Equal(old.GetSpec(), task.GetSpec()) {
@@ -122,13 +122,18 @@ func TestDiff(t *testing.T) {
 	})
 }
 
+// wantedIn is wanted for a node "n" whose leaf names the zone of its record.
+func wantedIn(v *fakeView, broken map[version]string) (assignment, []refusal) {
+	return wanted(v, "n", v.nodes["n"].GetZone(), broken)
+}
+
 // TestI6Wanted: whatever the state says, a node should have only its own tasks of its own, declared zone, ended ones as ones to stop, and only the
 // secrets that those of them that are to run refer to and that may enter that zone.
 func TestI6Wanted(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		v := drawView(t)
 		broken := map[version]string{{"s0", 1}: "corrupt"}
-		want, refused := wanted(v, "n", broken)
+		want, refused := wantedIn(v, broken)
 		node := v.nodes["n"]
 		needed := map[version]bool{}
 		for _, task := range want.tasks {
@@ -187,8 +192,19 @@ func TestEndedTasksAsRoomAllows(t *testing.T) {
 		}
 		v.tasks = append(v.tasks, task)
 	}
-	want, _ := wanted(v, "n", nil)
+	want, _ := wantedIn(v, nil)
 	if len(want.tasks) != warden.AssignTasksMax || want.tasks["t0"] == nil || want.tasks["t1"] != nil || want.tasks[fmt.Sprint("t", warden.AssignTasksMax+9)] == nil {
 		t.Errorf("%d tasks, want %d: the running one and the newest", len(want.tasks), warden.AssignTasksMax)
 	}
+}
+
+// TestI6NothingBeforeTheLeafIsOfTheZone: a node that was moved is sent nothing while its leaf names the old zone.
+func TestI6NothingBeforeTheLeafIsOfTheZone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		v := drawView(t)
+		want, refused := wanted(v, "n", "elsewhere", nil)
+		if len(want.tasks)+len(want.secrets)+len(refused) != 0 {
+			t.Fatalf("sends %v, refuses %v", want, refused)
+		}
+	})
 }

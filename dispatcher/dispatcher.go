@@ -32,6 +32,7 @@ import (
 // Peer is what the handshake said of the node that dialled.
 type Peer struct {
 	NodeID              string
+	Zone                string   // in the leaf of this connection
 	KeyHash             [32]byte // SHA-256 of the SPKI of the leaf of this connection
 	NotBefore, NotAfter time.Time
 	IP                  string

@@ -75,7 +75,7 @@ func (p *pusher) receive(ctx context.Context, end context.CancelCauseFunc) {
 // push sends at most one set and waits for its acknowledgement. done says that the node has all that it should have.
 func (p *pusher) push(ctx context.Context) (done bool, err error) {
 	d := p.s.d
-	want, refused := wanted(d.cfg.Store.View(), p.s.peer.NodeID, p.broken)
+	want, refused := wanted(d.cfg.Store.View(), p.s.peer.NodeID, p.s.peer.Zone, p.broken)
 	p.log(refused)
 	next := diff(p.have, want, setBytesMax)
 	managers := d.cfg.Managers()
@@ -115,7 +115,8 @@ func (p *pusher) open(set *api.AssignmentSet, ver version) error {
 	}
 	defer value.Wipe()
 	return value.Use(func(b []byte) error {
-		set.PutSecrets = append(set.PutSecrets, &api.SecretMaterial{SecretId: ver.secretID, Version: ver.number, Data: bytes.Clone(b)})
+		set.PutSecrets = append(set.PutSecrets, &api.SecretMaterial{SecretId: ver.secretID, Version: ver.number, Data: bytes.Clone(b),
+			Zones: p.s.d.cfg.Store.View().Secret(ver.secretID).GetZones()})
 		return nil
 	})
 }

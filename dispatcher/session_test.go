@@ -125,7 +125,7 @@ func (l *lines) count(part string) (n int) {
 func newManager(t *testing.T, objects ...*api.Object) *manager {
 	m := &manager{t: t, nodeID: strings.Repeat("n", warden.IDLength)}
 	now := time.Now()
-	m.peer = dispatcher.Peer{NodeID: m.nodeID, NotBefore: now, NotAfter: now.Add(warden.LeafTTLDefault)}
+	m.peer = dispatcher.Peer{NodeID: m.nodeID, Zone: "default", NotBefore: now, NotAfter: now.Add(warden.LeafTTLDefault)}
 	m.store = storetest.New(t, append(objects,
 		store.Wrap(&api.Node{Id: m.nodeID, Hostname: "n", Role: api.Role_ROLE_WORKER, DesiredRole: api.Role_ROLE_WORKER, LeafRole: api.Role_ROLE_WORKER,
 			Zone: "default", LeafZone: "default", KeyHash: make([]byte, 32), Availability: api.Availability_AVAILABILITY_ACTIVE}),

@@ -194,3 +194,30 @@ func TestDev(t *testing.T) {
 		t.Fatal("dev did not end after Ctrl-C")
 	}
 }
+
+// TestNodeChangesZone moves a node: its certificate follows, and only then do tasks and secrets of the new zone come.
+func TestNodeChangesZone(t *testing.T) {
+	testcluster.Root(t)
+	c := &six{Cluster: testcluster.New(t)}
+	m, w := c.Host("m1"), c.Host("w1")
+	m.Ctl("swarm", "init")
+	w.Join(m.Token("worker"), m)
+	c.awaitReady(t, m, 2)
+	m.Ctl("zone", "create", "pci")
+	m.CtlIn(canary, "secret", "create", "--zone", "pci", "s", "-")
+	m.Ctl("service", "create", "--name", "here", "host", "sleep", "1000")
+	m.Ctl("service", "create", "--name", "there", "--zone", "pci", "--secret", "s", "host", "sh", "-c", "test -s /run/secrets/s && exec sleep 1000")
+	awaitRunning(t, m, "here", 1)
+	if _, stderr, code := m.Try("node", "update", "--zone", "pcl", "w1"); code == 0 || !strings.Contains(stderr, "[not-found]") {
+		t.Errorf("moving a node to a zone that nobody declared = exit %d, %s", code, stderr)
+	}
+	m.Ctl("node", "update", "--zone", "pci", "w1")
+	awaitRunning(t, m, "there", 1)
+	if zone := w.Line("swarm", "status", "--format", "{{.Zone}}"); zone != "pci" {
+		t.Errorf("the node's certificate names zone %q", zone)
+	}
+	awaitRunning(t, m, "here", 0)
+	if _, stderr, code := m.Try("zone", "rm", "pci"); code != 3 || !strings.Contains(stderr, "[in-use]") {
+		t.Errorf("removing a zone that is used = exit %d, %s", code, stderr)
+	}
+}

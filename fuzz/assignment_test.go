@@ -37,7 +37,7 @@ func FuzzAssignment(f *testing.F) {
 		return b
 	}
 	for _, second := range seconds {
-		a := &agent.Assignment{NodeID: self}
+		a := &agent.Assignment{NodeID: self, OwnZone: "default"}
 		if err := a.Take(first); err != nil {
 			f.Fatalf("a valid seed was refused: %v", err)
 		}
@@ -48,7 +48,7 @@ func FuzzAssignment(f *testing.F) {
 	}
 	f.Add([]byte{}, []byte{0xff})
 	f.Fuzz(func(t *testing.T, b1, b2 []byte) {
-		a := &agent.Assignment{NodeID: self}
+		a := &agent.Assignment{NodeID: self, OwnZone: "default"}
 		for _, b := range [][]byte{b1, b2} {
 			set := &api.AssignmentSet{}
 			if proto.Unmarshal(b, set) != nil {

@@ -442,7 +442,7 @@ func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err er
 // serveNode runs the session of a node that dialled in.
 func (m *Manager) serveNode(ctx context.Context, c *door.Conn) {
 	p := dispatcher.Peer{
-		NodeID: c.ID.NodeID, KeyHash: c.ID.KeyHash, NotBefore: c.ID.NotBefore, NotAfter: c.ID.NotAfter,
+		NodeID: c.ID.NodeID, Zone: c.ID.Zone, KeyHash: c.ID.KeyHash, NotBefore: c.ID.NotBefore, NotAfter: c.ID.NotAfter,
 		IP: c.Remote.String(), RenewOnly: c.Expired,
 	}
 	v := m.store.View()
