@@ -41,7 +41,7 @@ generate: ## the Go code of api/*.proto
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME
-	@for t in $$($(GO) test ./fuzz -list 'Fuzz.*' | grep '^Fuzz'); do echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) || exit 1; done
+	@for t in $$($(GO) test ./fuzz -list 'Fuzz.*' | grep '^Fuzz'); do echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x || exit 1; done
 
 clean:
 	rm -rf bin
