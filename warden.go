@@ -60,15 +60,16 @@ var namePattern = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$`)
 // ends. Names are never normalized. kind is for the message. Errors: CodeInvalid.
 func CheckName(kind, s string) error {
 	if len(s) > NameMax || !namePattern.MatchString(s) || strings.Contains(s, "..") {
-		return Hint(Errorf(CodeInvalid, "checking the name of the "+kind, "%q is not a valid name", clip(s)),
+		return Hint(Errorf(CodeInvalid, "checking the name of the "+kind, "%q is not a valid name", Clip(s, 80)),
 			fmt.Sprintf("use 1 to %d characters of a-z, 0-9, '.', '_', '-', with a letter or a digit at both ends", NameMax))
 	}
 	return nil
 }
 
-func clip(s string) string {
-	if len(s) > 80 {
-		return s[:80] + "…"
+// Clip shortens what a message quotes (by %q: the cut may be within a character) to max bytes and an ellipsis.
+func Clip(s string, max int) string {
+	if len(s) > max {
+		return s[:max] + "…"
 	}
 	return s
 }

@@ -289,9 +289,4 @@ func serialText(n *big.Int) string { return fmt.Sprintf("%0*x", 2*SerialBytes, n
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
-	}
-	return s
-}
+func clip(s string) string { return warden.Clip(s, 64) }

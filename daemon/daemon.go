@@ -140,7 +140,7 @@ func (d *Daemon) load() error {
 	if err != nil {
 		return err
 	}
-	return d.start(id, nil)
+	return d.start(id)
 }
 
 func (d *Daemon) set(f func()) {
@@ -150,13 +150,10 @@ func (d *Daemon) set(f func()) {
 }
 
 // start runs the node that the identity makes it. d.op is held, or the socket not served yet.
-func (d *Daemon) start(id autolock.Identity, recipient *autolock.Recipient) error {
-	i, err := openIdentity(d.cfg.StateDir, id, recipient)
+func (d *Daemon) start(id autolock.Identity) error {
+	i, err := openIdentity(d.cfg.StateDir, id)
 	if err != nil {
 		return err
-	}
-	if st, err := os.Stat(filepath.Join(d.cfg.StateDir, managersFile)); err == nil {
-		i.contact = st.ModTime()
 	}
 	d.set(func() { d.identity = i })
 	if id.Role == ca.RoleManager {
@@ -283,9 +280,10 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, string, error) {
 	}
 	order := slices.Clone(l.Managers)
 	rand.Shuffle(len(order), func(a, b int) { order[a], order[b] = order[b], order[a] })
-	slices.SortStableFunc(order, func(a, b *api.ManagerInfo) int {
-		return boolOrder(a.NodeId == id.NodeID) - boolOrder(b.NodeId == id.NodeID)
-	})
+	if k := slices.IndexFunc(order, func(x *api.ManagerInfo) bool { return x.NodeId == id.NodeID }); k >= 0 {
+		own := order[k]
+		order = append(slices.Delete(order, k, k+1), own)
+	}
 	var errs []error
 	for _, info := range order {
 		conn, err := door.Dial(ctx, info.Address, warden.DoorNode, i.certificate(), manager.Expect(i.trust(), info, l.DistrustedIssuers, stale))
@@ -304,13 +302,6 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, string, error) {
 		return nil, "", warden.Errorf(warden.CodeUnavailable, "dialling a manager", "no manager is known")
 	}
 	return nil, "", warden.Recode(warden.CodeOf(errs[0]), "dialling a manager", errors.Join(errs...))
-}
-
-func boolOrder(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // install stores a renewed leaf. A change of role is followed once the answer is out.

@@ -41,20 +41,18 @@ const (
 type identity struct {
 	dir string
 
-	mu        sync.Mutex // guards all below; held while files are written, so that memory and disk agree
-	id        autolock.Identity
-	recipient *autolock.Recipient // managers of an autolocked cluster: what the key file is sealed to
-	key       crypto.Signer
-	leaf      ca.Identity
-	root      *x509.Certificate
-	cert      *tls.Certificate
-	pending   crypto.Signer // made by Renew, spent by Install
-	managers  *api.ManagerList
-	contact   time.Time // when a manager was last heard
+	mu       sync.Mutex // guards all below; held while files are written, so that memory and disk agree
+	id       autolock.Identity
+	leaf     ca.Identity
+	root     *x509.Certificate
+	cert     *tls.Certificate
+	pending  crypto.Signer // made by Renew, spent by Install
+	managers *api.ManagerList
+	contact  time.Time // when a manager was last heard
 }
 
 // openIdentity takes over what a key file held.
-func openIdentity(dir string, id autolock.Identity, recipient *autolock.Recipient) (*identity, error) {
+func openIdentity(dir string, id autolock.Identity) (*identity, error) {
 	i := &identity{dir: dir, managers: &api.ManagerList{}}
 	var key crypto.Signer
 	err := id.Key.Use(func(der []byte) (err error) {
@@ -64,7 +62,7 @@ func openIdentity(dir string, id autolock.Identity, recipient *autolock.Recipien
 	if err != nil {
 		return nil, err
 	}
-	if err := i.take(id, recipient, key); err != nil {
+	if err := i.take(id, key); err != nil {
 		return nil, err
 	}
 	b, err := os.ReadFile(filepath.Join(dir, managersFile))
@@ -75,11 +73,14 @@ func openIdentity(dir string, id autolock.Identity, recipient *autolock.Recipien
 		return nil, warden.Hint(warden.Recode(warden.CodeCorrupt, "reading "+filepath.Join(dir, managersFile), err),
 			"remove the file and start again: a manager finds its peers in its state; a worker has to join again")
 	}
+	if st, err := os.Stat(filepath.Join(dir, managersFile)); err == nil {
+		i.contact = st.ModTime()
+	}
 	return i, nil
 }
 
 // take sets what the rest of the daemon sees. i.mu is held, or i not shared yet.
-func (i *identity) take(id autolock.Identity, recipient *autolock.Recipient, key crypto.Signer) error {
+func (i *identity) take(id autolock.Identity, key crypto.Signer) error {
 	const op = "reading the node's chain"
 	chain := make([]*x509.Certificate, len(id.Chain))
 	for k, der := range id.Chain {
@@ -101,7 +102,7 @@ func (i *identity) take(id autolock.Identity, recipient *autolock.Recipient, key
 	if err == nil && (leaf.NodeID != id.NodeID || leaf.ClusterID != id.ClusterID) {
 		return warden.Errorf(warden.CodeForeign, op, "the leaf is node %s's of cluster %s", leaf.NodeID, leaf.ClusterID)
 	}
-	i.id, i.recipient, i.key, i.root = id, recipient, key, root
+	i.id, i.root = id, root
 	i.leaf = leaf
 	i.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: key, Leaf: chain[0]}
 	return nil
@@ -221,7 +222,7 @@ func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err e
 	if err := writeIdentity(i.dir, next, recipient); err != nil {
 		return false, false, warden.Wrap(op, err)
 	}
-	if err := i.take(next, recipient, i.pending); err != nil {
+	if err := i.take(next, i.pending); err != nil {
 		return false, false, err
 	}
 	i.pending = nil

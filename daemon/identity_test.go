@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"crypto"
 	"os"
 	"path/filepath"
 	"testing"
@@ -21,11 +22,11 @@ func TestInstallRefuses(t *testing.T) {
 	if err := writeIdentity(dir, id, nil); err != nil {
 		t.Fatal(err)
 	}
-	i := must[*identity](t)(openIdentity(dir, id, nil))
+	i := must[*identity](t)(openIdentity(dir, id))
 	before := must[[]byte](t)(os.ReadFile(filepath.Join(dir, keyFile)))
 	lock := &api.LockState{}
 
-	csr := must[[]byte](t)(ca.NewCSR(i.key))
+	csr := must[[]byte](t)(ca.NewCSR(i.cert.PrivateKey.(crypto.Signer)))
 	install := func(what string, code warden.Code, r *api.InstallRequest) {
 		t.Helper()
 		if _, _, err := i.install(r); warden.CodeOf(err) != code {

@@ -132,7 +132,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	if err := d.unmark(); err != nil {
 		return nil, err
 	}
-	if err := d.start(id, recipient); err != nil {
+	if err := d.start(id); err != nil {
 		if werr := d.wipe(); werr != nil { // the unlock key does not reach anybody: what is sealed under it is of no use
 			d.logger.Error("failed to wipe what a failed init left", "error", werr)
 		}
@@ -292,7 +292,7 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 	if err := writeIdentity(d.cfg.StateDir, id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
-	if err := d.start(id, recipient); err != nil {
+	if err := d.start(id); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
 	if id.Role == ca.RoleManager {
@@ -379,7 +379,7 @@ func (d *Daemon) unlock(r *api.UnlockRequest) (*api.UnlockReply, error) {
 		return nil, err
 	}
 	recipient := key.Recipient()
-	if err := d.start(id, &recipient); err != nil {
+	if err := d.start(id); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
 	d.logger.Info("unlocked", "unlock_key_id", recipient.KeyID())

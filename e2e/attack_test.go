@@ -46,12 +46,7 @@ func intruder(t *testing.T, at *testcluster.Host, token string) stolen {
 // TestFloodOfSessions: whoever has a worker's key opens sessions as fast as it can, and fills each with frames that no node
 // sends. Others are still told what to run, and the manager keeps no more of it than of one node.
 func TestFloodOfSessions(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	m, w := c.Host("m1"), c.Host("w1")
-	m.Ctl("swarm", "init")
-	w.Join(m.Token("worker"), m)
-	c.awaitReady(t, m, 2)
+	_, m, _ := newPair(t)
 	thief := intruder(t, m, m.Token("worker"))
 
 	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // an HTTP/2 server's first frame
@@ -125,12 +120,7 @@ func TestFloodOfSessions(t *testing.T) {
 // TestFloodWithoutACertificate: from many addresses someone begins handshakes, and joins, and says no more. Meanwhile nodes
 // join, and those that are there are told what to run.
 func TestFloodWithoutACertificate(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	m, w := c.Host("m1"), c.Host("w1")
-	m.Ctl("swarm", "init")
-	w.Join(m.Token("worker"), m)
-	c.awaitReady(t, m, 2)
+	c, m, _ := newPair(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	defer func() { cancel(); wg.Wait() }()

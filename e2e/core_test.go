@@ -43,6 +43,18 @@ func newThree(t *testing.T, initArgs ...string) *six {
 	return c
 }
 
+// newPair returns a cluster of one manager and one worker.
+func newPair(t *testing.T) (c *six, m, w *testcluster.Host) {
+	t.Helper()
+	testcluster.Root(t)
+	c = &six{Cluster: testcluster.New(t)}
+	m, w = c.Host("m1"), c.Host("w1")
+	m.Ctl("swarm", "init")
+	w.Join(m.Token("worker"), m)
+	c.awaitReady(t, m, 2)
+	return c, m, w
+}
+
 // newSix returns a cluster of three managers and three workers, the third in zone pci.
 func newSix(t *testing.T, initArgs ...string) *six {
 	t.Helper()

@@ -99,12 +99,7 @@ func TestTasksMove(t *testing.T) {
 
 // TestI7SecretsLiveAsLongAsTheTask follows one secret through the death of its task's daemon, supervisor and program.
 func TestI7SecretsLiveAsLongAsTheTask(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	m, w := c.Host("m1"), c.Host("w1")
-	m.Ctl("swarm", "init")
-	w.Join(m.Token("worker"), m)
-	c.awaitReady(t, m, 2)
+	c, m, w := newPair(t)
 	m.CtlIn(canary, "secret", "create", "s", "-")
 	mark := fmt.Sprintf("lives-%d", os.Getpid())
 	m.Ctl("service", "create", "--name", "app", "--restart-condition", "none", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
@@ -197,12 +192,7 @@ func TestDev(t *testing.T) {
 
 // TestNodeChangesZone moves a node: its certificate follows, and only then do tasks and secrets of the new zone come.
 func TestNodeChangesZone(t *testing.T) {
-	testcluster.Root(t)
-	c := &six{Cluster: testcluster.New(t)}
-	m, w := c.Host("m1"), c.Host("w1")
-	m.Ctl("swarm", "init")
-	w.Join(m.Token("worker"), m)
-	c.awaitReady(t, m, 2)
+	_, m, w := newPair(t)
 	m.Ctl("zone", "create", "pci")
 	m.CtlIn(canary, "secret", "create", "--zone", "pci", "s", "-")
 	m.Ctl("service", "create", "--name", "here", "host", "sleep", "1000")

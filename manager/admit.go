@@ -100,9 +100,7 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		}
 	}
 	if n.Role == api.Role_ROLE_MANAGER {
-		if n.Address, err = Address(a.Advertise, a.IP.String()); err != nil {
-			return nil, warden.Wrap(op, err)
-		}
+		n.Address = a.Advertise // the join door has checked and completed it
 	}
 	if err := issueInto(authority, n, a.CSR, time.Duration(v.Cluster().LeafTtlNs), now); err != nil {
 		return nil, warden.Wrap(op, err)
@@ -113,7 +111,7 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		RequestId: warden.NewID(), // a repeat that crosses this one is told by its key, which no two nodes share
 		Operations: []*api.Operation{
 			{Of: &api.Operation_UseToken{UseToken: &api.UseToken{TokenId: t.Id}}},
-			{Of: &api.Operation_Put{Put: &api.Put{Object: &api.Object{Of: &api.Object_Node{Node: n}}}}},
+			store.Put(n, 0),
 		},
 	})
 	if err == nil {
@@ -192,7 +190,7 @@ func (m *Manager) issue(ctx context.Context, nodeID string, keyHash [32]byte, cs
 		if err := issueInto(authority, next, csr, time.Duration(v.Cluster().LeafTtlNs), time.Now()); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
-		_, err = m.propose(ctx, m.systemCommand("renewal", put(&api.Object{Of: &api.Object_Node{Node: next}}, n.Meta.Version)))
+		_, err = m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
 		if warden.CodeOf(err) == warden.CodeConflict {
 			if err := m.sync(ctx); err != nil {
 				return nil, err
@@ -224,7 +222,7 @@ func (m *Manager) promoteKey(ctx context.Context, id ca.Identity) error {
 		next := api.Clone(n)
 		next.KeyHash, next.NextKeyHash = n.NextKeyHash, nil
 		next.LeafNotBeforeNs, next.LeafNotAfterNs = id.NotBefore.UnixNano(), id.NotAfter.UnixNano()
-		_, err := m.propose(ctx, m.systemCommand("renewal", put(&api.Object{Of: &api.Object_Node{Node: next}}, n.Meta.Version)))
+		_, err := m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
 		if err == nil {
 			return m.sync(ctx)
 		}
@@ -237,14 +235,18 @@ func (m *Manager) promoteKey(ctx context.Context, id ca.Identity) error {
 	}
 }
 
-func put(o *api.Object, expect uint64) *api.Operation {
-	return &api.Operation{Of: &api.Operation_Put{Put: &api.Put{Object: o, Expect: expect}}}
+// command returns a command of the actor's, with a request ID of its own.
+func command(actor *api.Actor, ops ...*api.Operation) *api.Command {
+	return &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: ops}
+}
+
+// system is the actor where a part of this manager acts by itself.
+func (m *Manager) system(part string) *api.Actor {
+	return &api.Actor{Kind: "system", Name: part, Via: m.cfg.NodeID}
 }
 
 func (m *Manager) systemCommand(part string, ops ...*api.Operation) *api.Command {
-	return &api.Command{
-		Actor: &api.Actor{Kind: "system", Name: part, Via: m.cfg.NodeID}, RequestId: warden.NewID(), Operations: ops,
-	}
+	return command(m.system(part), ops...)
 }
 
 // Address completes an advertised address: a host that is missing or unspecified becomes the address that the node was seen

@@ -20,7 +20,6 @@ const (
 
 // authorityCache keeps the opened keyset and issuing CA of the cluster record's latest version.
 type authorityCache struct {
-	clusterID string
 	mu        sync.Mutex // guards the rest; held while keys are opened, never across I/O
 	version   uint64
 	keyset    *secrets.Keyset

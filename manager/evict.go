@@ -35,7 +35,7 @@ func due(v *store.View) uint64 {
 // resume does what an earlier leader did not come to: a rotation that an eviction asks for, or the rest of one.
 func (m *Manager) resume(ctx context.Context) {
 	if v := m.store.View(); due(v) > v.Cluster().GetRotatedIndex() {
-		_, _, err := m.RotateKeys(ctx, &api.Actor{Kind: "system", Name: "rotation", Via: m.cfg.NodeID})
+		_, _, err := m.RotateKeys(ctx, m.system("rotation"))
 		if err != nil {
 			m.logger.Error("failed to rotate keys after the eviction of a manager", "error", err)
 			return
@@ -48,7 +48,7 @@ func (m *Manager) resume(ctx context.Context) {
 	if one, err := hasOneKey(m.store.View().Cluster()); one && err == nil {
 		return
 	}
-	n, err := m.finishKeyset(ctx, &api.Actor{Kind: "system", Name: "rotation", Via: m.cfg.NodeID})
+	n, err := m.finishKeyset(ctx, m.system("rotation"))
 	if err != nil {
 		m.logger.Error("failed to finish the rotation of the cluster keyset", "error", err)
 		return
@@ -112,10 +112,7 @@ func (m *Manager) changeCluster(ctx context.Context, actor *api.Actor, change fu
 		if err := change(next); err != nil {
 			return err
 		}
-		cmd := &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: []*api.Operation{
-			put(&api.Object{Of: &api.Object_Cluster{Cluster: next}}, now.Meta.Version),
-		}}
-		_, err := m.store.Propose(ctx, cmd)
+		_, err := m.store.Propose(ctx, command(actor, store.Put(next, now.Meta.Version)))
 		if warden.CodeOf(err) != warden.CodeConflict {
 			return err
 		}
@@ -212,9 +209,7 @@ func (m *Manager) finishKeyset(ctx context.Context, actor *api.Actor) (versions 
 				return versions, err
 			}
 			next.KeysetGeneration = v.Cluster().KeysetGeneration
-			_, err := m.store.Propose(ctx, &api.Command{Actor: actor, RequestId: warden.NewID(), Operations: []*api.Operation{
-				put(&api.Object{Of: &api.Object_SecretVersion{SecretVersion: next}}, sv.Meta.Version),
-			}})
+			_, err := m.store.Propose(ctx, command(actor, store.Put(next, sv.Meta.Version)))
 			switch warden.CodeOf(err) {
 			case "":
 				versions++

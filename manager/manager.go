@@ -116,7 +116,6 @@ func Start(cfg Config) (*Manager, error) {
 		m.transport.Close()
 		return nil, warden.Wrap("opening the state in "+filepath.Clean(cfg.Dir), err)
 	}
-	m.authority.clusterID = cfg.ClusterID
 	m.peers = newPeers(m)
 	m.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: cfg.NodeID, Store: m.store, Open: m.openSecret, Issue: m.issue, Report: m.reportTasks, MayPush: m.mayPush,

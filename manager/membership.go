@@ -78,7 +78,7 @@ func (m *Manager) follow(ctx context.Context) error {
 		case !is && n.Role == api.Role_ROLE_MANAGER && n.DesiredRole == api.Role_ROLE_WORKER:
 			next := api.Clone(n)
 			next.Role, next.Address = api.Role_ROLE_WORKER, ""
-			if _, err := m.store.Propose(ctx, m.systemCommand("membership", put(&api.Object{Of: &api.Object_Node{Node: next}}, n.Meta.Version))); err != nil {
+			if _, err := m.store.Propose(ctx, m.systemCommand("membership", store.Put(next, n.Meta.Version))); err != nil {
 				return warden.Wrap("demoting "+n.Id, err)
 			}
 			m.logger.Info("demoted a manager", "node_id", n.Id)
@@ -254,9 +254,7 @@ func (m *Manager) forgetTokens(ctx context.Context) error {
 		if t.ExpiresNs > before && (t.RevokedNs == 0 || t.RevokedNs > before) {
 			continue
 		}
-		_, err := m.store.Propose(ctx, m.systemCommand("housekeeping", &api.Operation{Of: &api.Operation_Delete{Delete: &api.Delete{
-			Kind: api.Kind_KIND_TOKEN, Id: t.Id, Expect: t.Meta.Version,
-		}}}))
+		_, err := m.store.Propose(ctx, m.systemCommand("housekeeping", store.Delete(t)))
 		if err != nil && warden.CodeOf(err) != warden.CodeConflict {
 			return err
 		}

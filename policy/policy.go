@@ -167,9 +167,4 @@ func declared(zone, whose string, known func(string) bool) Decision {
 	return allow("")
 }
 
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
-	}
-	return s
-}
+func clip(s string) string { return warden.Clip(s, 64) }

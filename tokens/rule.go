@@ -81,9 +81,4 @@ func plural(n uint64) string {
 
 func stamp(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 
-func clip(s string) string {
-	if len(s) > 64 {
-		return s[:64] + "…"
-	}
-	return s
-}
+func clip(s string) string { return warden.Clip(s, 64) }
