@@ -5,26 +5,41 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 PKGS    := ./...
 
-.PHONY: build demo test check unit e2e fuzz generate setup clean
+.PHONY: build demo test check bench fuzz generate setup clean
+
+# The daemon carries the small binary that its tasks run under (executor/process/helper); no source tree holds it: an overlay shows it to go build.
+HELPER = CGO_ENABLED=0 $(GO) build $(1) -trimpath -ldflags '-s -w' -o $(2)/helper ./executor/process/helper \
+	&& printf '{"Replace":{"%s":"%s"}}' $(CURDIR)/executor/process/payload/helper $(CURDIR)/$(2)/helper >$(2)/overlay.json
 
 build: ## static binaries into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@mkdir -p bin/.helper
+	$(call HELPER,,bin/.helper)
+	CGO_ENABLED=0 $(GO) build -overlay bin/.helper/overlay.json -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
 
 # The test build differs in one thing: certificates may live for seconds (limits_wardentest.go).
 bin/test/warden: FORCE
-	CGO_ENABLED=0 $(GO) build -tags wardentest -trimpath -ldflags '-X main.version=test' -o bin/test/ ./cmd/...
+	@mkdir -p bin/test/.helper
+	$(call HELPER,-tags wardentest,bin/test/.helper)
+	CGO_ENABLED=0 $(GO) build -overlay bin/test/.helper/overlay.json -tags wardentest -trimpath -ldflags '-X main.version=test' -o bin/test/ ./cmd/...
 .PHONY: FORCE
 FORCE:
 
+# $(1): a program, $(2): the packages that have it
+INSTALL = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
+		&& (apt-get update -qq; RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(2) >/dev/null); } \
+		|| echo "setup: no $(1), and no root or apt-get to install it: what needs it will say so"
+
 setup: ## what the demo and the tests run as services
-	@command -v redis-server >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null \
-		&& (apt-get update -qq; RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server redis-tools >/dev/null); } \
-		|| echo "setup: no redis-server, and no root or apt-get to install it: what needs it will say so"
+	@$(call INSTALL,redis-server,redis-server redis-tools)
+
+setup-engine: ## the Docker Engine that tests start engines of their own with
+	@$(call INSTALL,dockerd,docker.io containerd)
+.PHONY: setup-engine
 
 demo: setup build ## the main job, in about a minute
 	@./demo/demo.sh
 
-test: setup check bin/test/warden ## everything
+test: setup setup-engine check bin/test/warden ## everything
 	@set -o pipefail; WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test -race -shuffle=on -count=1 -timeout 15m -json $(PKGS) 2>&1 | (cd tools && $(GO) run ./testreport)
 
 test: SHELL := /bin/bash
@@ -38,6 +53,13 @@ check: ## formatting, vet, lint, generated code fresh
 
 generate: ## the Go code of api/*.proto
 	cd tools && $(GO) run ./genproto ../api
+
+# One line a benchmark and run, for benchstat: `make bench BENCH=Join COUNT=10 >old.txt`. docs/benchmarks.md says what each one measures.
+BENCH     ?= .
+COUNT     ?= 1
+BENCHTIME ?= 1s
+bench: ## every benchmark
+	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -count $(COUNT) -timeout 2h $(PKGS) | grep -v -e 'no test files' -e '^PASS' -e '^ok '
 
 FUZZTIME ?= 30s
 fuzz: ## every fuzz target for FUZZTIME

@@ -17,6 +17,7 @@ const (
 	CommandBytesMax    = 64 << 10  // of all words
 	SecretRefsMax      = 64        // secrets of a service
 	SecretBytesMax     = 500 << 10 // value of one secret version
+	SecretVersionsMax  = 100       // of one secret
 	TaskSecretsMax     = 4 << 20   // bytes of all secrets of one task
 	ReplicasMax        = 100_000   // of a service
 	ZonesMax           = 256       // of a cluster, and zones named by one secret
@@ -72,6 +73,7 @@ const (
 	RestartDelayMax  = 2 * time.Minute  // … and longest
 	StopGraceDefault = 10 * time.Second
 	StopGraceMax     = 10 * time.Minute
+	UpdateDelayMax   = 24 * time.Hour // from one updated task running to the next being replaced
 )
 
 // Ports and names.

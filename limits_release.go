@@ -14,7 +14,7 @@ const PinStale = 10 * time.Minute
 // Snapshots of the replicated state: how often it is looked whether one is due, after how many entries it is, and how many
 // entries are kept behind it for followers that lag. The test build takes them early, so that tests meet them.
 const (
-	SnapshotInterval  = 2 * time.Minute
-	SnapshotThreshold = 8192
+	SnapshotInterval  = 30 * time.Second
+	SnapshotThreshold = 2048
 	SnapshotTrailing  = 10240
 )

@@ -22,6 +22,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"warden"
@@ -72,7 +73,8 @@ type Agent struct {
 	tasks    map[string]*task
 	secrets  map[string]sensitive.Bytes // "<secret id>@<version>"
 	watchers map[*watcher]struct{}
-	session  *session // the present one
+	session  *session // the present one: its sets count
+	next     *session // a newer one that has not sent a set yet
 }
 
 // watcher is one Watch stream: what it has not been told yet. Guarded by Agent.mu.
@@ -149,18 +151,30 @@ func (a *Agent) adopt(ctx context.Context) error {
 	return nil
 }
 
-// dial keeps a session until ctx ends or the node is evicted.
-func (a *Agent) dial(ctx context.Context) error {
+// dial keeps a session until ctx ends or the node is evicted. A session over which the node was given a new leaf is served on
+// until the next one, which shows that leaf, has taken over.
+func (a *Agent) dial(parent context.Context) error {
+	ctx, cancel := context.WithCancel(parent)
+	defer cancel()
+	var sessions sync.WaitGroup
+	var order atomic.Pointer[api.EvictRequest]
 	backoff := dialBackoffMin
 	for ctx.Err() == nil {
 		conn, manager, err := a.cfg.Dial(ctx)
 		if err == nil {
-			again, evict := a.serve(ctx, conn, manager)
-			if evict != nil {
-				a.cfg.Evicted(evict)
-				return warden.Errorf(warden.CodeEvicted, "keeping a session", "the cluster removed this node")
+			s := newSession(a, manager)
+			sessions.Go(func() { // ends with conn or ctx
+				defer close(s.done)
+				if evict := a.serve(ctx, s, conn); evict != nil {
+					order.Store(evict)
+					cancel()
+				}
+			})
+			select {
+			case <-s.renewed:
+			case <-s.done:
 			}
-			if again {
+			if s.endedWell() {
 				backoff = dialBackoffMin
 				continue
 			}
@@ -170,7 +184,12 @@ func (a *Agent) dial(ctx context.Context) error {
 		sleep(ctx, backoff/2+rand.N(backoff/2))
 		backoff = min(2*backoff, dialBackoffMax)
 	}
-	return context.Cause(ctx)
+	sessions.Wait()
+	if evict := order.Load(); evict != nil {
+		a.cfg.Evicted(evict)
+		return warden.Errorf(warden.CodeEvicted, "keeping a session", "the cluster removed this node")
+	}
+	return context.Cause(parent)
 }
 
 // Redial closes the present session; the next manager is dialled.

@@ -120,7 +120,7 @@ func (a *Assignment) tasks(set *api.AssignmentSet) error {
 		}
 		touched[task.GetId()] = true
 		if old := a.Tasks[task.GetId()]; old != nil {
-			if !proto.Equal(old.GetSpec(), task.GetSpec()) {
+			if !sameSpec(old, task) {
 				return invalid("task %s has another specification than before", task.GetId())
 			}
 			if old.GetDesiredState() > task.GetDesiredState() {
@@ -138,6 +138,16 @@ func (a *Assignment) tasks(set *api.AssignmentSet) error {
 		}
 	}
 	return nil
+}
+
+// sameSpec reports whether the specs are the same, but for the time to stop, which an order to stop may set anew.
+func sameSpec(old, next *api.Task) bool {
+	spec := old.GetSpec()
+	if grace := next.GetSpec().GetStopGraceNs(); spec != nil && spec.GetStopGraceNs() != grace && next.GetDesiredState() == api.TaskState_TASK_SHUTDOWN {
+		spec = proto.CloneOf(spec)
+		spec.StopGraceNs = grace
+	}
+	return proto.Equal(spec, next.GetSpec())
 }
 
 // checkTask refuses a task that is not this node's or not well-formed.

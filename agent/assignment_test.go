@@ -71,6 +71,14 @@ func TestAssignmentRules(t *testing.T) {
 			s.PutTasks = append(s.PutTasks, put("host", 'a'))
 		}, warden.CodeInvalid},
 		{"another specification", func(s *api.AssignmentSet) { s.PutTasks = append(s.PutTasks, put("exit0", 'a')) }, warden.CodeInvalid},
+		{"another time to stop", func(s *api.AssignmentSet) {
+			s.PutTasks[0] = put("host", 'a')
+			s.PutTasks[0].Spec.StopGraceNs = 7
+		}, warden.CodeInvalid},
+		{"another time to stop, now", func(s *api.AssignmentSet) {
+			s.PutTasks[0] = put("host", 'a')
+			s.PutTasks[0].Spec.StopGraceNs, s.PutTasks[0].DesiredState = 7, api.TaskState_TASK_SHUTDOWN
+		}, ""},
 		{"secret ID", func(s *api.AssignmentSet) { s.PutSecrets[0].SecretId = "x" }, warden.CodeInvalid},
 		{"secret twice", func(s *api.AssignmentSet) { s.PutSecrets = append(s.PutSecrets, s.PutSecrets[0]) }, warden.CodeInvalid},
 		{"secret too large", func(s *api.AssignmentSet) { s.PutSecrets[0].Data = make([]byte, warden.SecretBytesMax+1) }, warden.CodeTooLarge},

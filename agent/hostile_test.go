@@ -214,22 +214,33 @@ func TestStates(t *testing.T) {
 		h := newHost(t)
 		h.start()
 		client := <-h.clients
-		watch, err := client.Watch(t.Context(), &api.WatchRequest{}, grpc.WaitForReady(true))
+		watch, err := client.Watch(t.Context(), grpc.WaitForReady(true))
+		if err == nil {
+			err = watch.Send(&api.WatchRequest{TimeNs: 1})
+		}
 		if err != nil {
 			t.Fatal(err)
 		}
+		beats := 0
 		final := map[byte]*api.TaskStatus{}
 		go func() {
 			for {
-				r, err := watch.Recv()
+				reply, err := watch.Recv()
 				if err != nil {
 					return
 				}
-				id := r.TaskId[0]
-				if r.Status.State < final[id].GetState() {
-					t.Errorf("task %c went from %v back to %v", id, final[id].GetState(), r.Status.State)
+				if reply.TimeNs != 0 {
+					if beats++; (beats == 1) != (reply.Description.GetHostname() == "h") {
+						t.Errorf("answer %d to a heartbeat describes the node as %v", beats, reply.Description)
+					}
 				}
-				final[id] = r.Status
+				for _, r := range reply.Reports {
+					id := r.TaskId[0]
+					if r.Status.State < final[id].GetState() {
+						t.Errorf("task %c went from %v back to %v", id, final[id].GetState(), r.Status.State)
+					}
+					final[id] = r.Status
+				}
 			}
 		}()
 		never, lost, secretless := put("host", 'f'), put("host", 'g'), put("host", 'h')
@@ -251,6 +262,11 @@ func TestStates(t *testing.T) {
 		}
 		if final['c'].ExitCode != 3 || h.exec.starts() != 5 {
 			t.Errorf("exit code %d, %d starts", final['c'].ExitCode, h.exec.starts())
+		}
+		watch.Send(&api.WatchRequest{TimeNs: 2})
+		synctest.Wait()
+		if beats != 2 {
+			t.Errorf("%d of 2 heartbeats are answered", beats)
 		}
 		var ids []string
 		for _, task := range all {
@@ -388,7 +404,8 @@ func TestStopAllReports(t *testing.T) {
 	})
 }
 
-// TestInstall: a refused leaf leaves the session; an installed one is answered, and then the node redials at once.
+// TestInstall: a refused leaf leaves the session; an installed one is answered, and then the node redials at once. Until the
+// next session has sent its first set the old one counts.
 func TestInstall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHost(t)
@@ -398,10 +415,25 @@ func TestInstall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if second, err := client.Assign(t.Context()); err != nil {
-			t.Error(err)
-		} else if _, err := second.Recv(); warden.CodeOf(api.FromError(err)) != warden.CodeInvalid {
-			t.Errorf("a second stream: %v", err)
+		second, err := client.Assign(t.Context())
+		if err == nil {
+			err = second.Send(&api.AssignmentSet{Sequence: 2, Zone: "default"})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		taken := make(chan error, 1)
+		go func() {
+			_, err := second.Recv()
+			taken <- err
+		}()
+		synctest.Wait()
+		if len(taken) != 0 {
+			t.Errorf("a second stream beside the first: %v", <-taken)
+		}
+		stream.CloseSend()
+		if err := <-taken; err != nil {
+			t.Errorf("a second stream after the first: %v", err)
 		}
 		if reply, err := client.Renew(t.Context(), &api.RenewRequest{}); err != nil || string(reply.Csr) != "csr" {
 			t.Errorf("Renew = %v, %v", reply, err)
@@ -412,10 +444,20 @@ func TestInstall(t *testing.T) {
 		if _, err := client.Install(t.Context(), &api.InstallRequest{Chain: [][]byte{{1}}}); err != nil {
 			t.Errorf("Install = %v", err)
 		}
-		if _, err := stream.Recv(); err == nil {
-			t.Error("the stream goes on")
+		if _, err := client.Renew(t.Context(), &api.RenewRequest{}); warden.CodeOf(api.FromError(err)) != warden.CodeConflict {
+			t.Errorf("Renew over the session that brought a leaf = %v, want %s", err, warden.CodeConflict)
 		}
-		<-h.clients
+		start, next := time.Now(), <-h.clients
+		if err := push(second, &api.AssignmentSet{Sequence: 3, PutTasks: []*api.Task{put("host", 'b')}}); err != nil {
+			t.Errorf("the old session while the next one is opened: %v", err)
+		}
+		if _, err := assign(t, next, &api.AssignmentSet{Sequence: 1, Complete: true, PutTasks: []*api.Task{put("host", 'a')}}); err != nil {
+			t.Errorf("the next session: %v", err)
+		}
+		if _, err := second.Recv(); err == nil || time.Since(start) > 0 {
+			t.Errorf("the old session's stream: %v after %v", err, time.Since(start))
+		}
+		synctest.Wait()
 		if dials := h.dialled(); len(dials) != 2 || dials[1] != dials[0] || !slices.Equal(h.Tasks(), []string{put("host", 'a').Id}) {
 			t.Errorf("dials %v, tasks %v", dials, h.Tasks())
 		}
@@ -457,7 +499,7 @@ func TestLogs(t *testing.T) {
 			t.Errorf("too many lines: %v", err)
 		}
 		time.AfterFunc(time.Second, h.Redial)
-		if n, err := read(&api.LogsRequest{TaskId: put("", 'a').Id, Follow: true}); n != 2 || err == nil {
+		if n, err := read(&api.LogsRequest{TaskId: put("", 'a').Id, Follow: true}); n != 2 || warden.CodeOf(err) != warden.CodeUnavailable {
 			t.Errorf("followed log: %d lines, %v", n, err)
 		}
 	})

@@ -6,16 +6,20 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
 	"warden/executor"
 	"warden/internal/sensitive"
 )
+
+// callsMax bounds the calls of a manager at once: more than the logs that it reads of one node (dispatcher), so that there is
+// always room for the others.
+const callsMax = 1024
 
 // session is one connection to a manager, on which this node is the server. It is started and ended by Agent.serve.
 type session struct {
@@ -27,30 +31,65 @@ type session struct {
 	beats    chan struct{}          // capacity 1: a Describe came
 	over     chan struct{}          // closed by finish: streams return, the connection closes, the node redials
 	overOnce sync.Once              //
+	renewed  chan struct{}          // closed when a new leaf is installed: the node dials the next session, and serves this one until then
+	newLeaf  sync.Once              //
+	done     chan struct{}          // closed when the session has ended
 	evict    chan *api.EvictRequest // capacity 1: the first one
 	evicted  chan struct{}          // closed when all tasks are gone after an Evict
 
-	assigning atomic.Bool // an Assign stream has been opened; there is one in a session
-	assigned  Assignment  // used by that stream alone
+	assigning chan struct{} // held by the one Assign stream that is served
+	assigned  Assignment    // used by that stream alone
 }
 
 func newSession(a *Agent, manager string) *session {
-	return &session{a: a, manager: manager, since: time.Now(), beats: make(chan struct{}, 1), over: make(chan struct{}),
-		evict: make(chan *api.EvictRequest, 1), evicted: make(chan struct{}), assigned: Assignment{NodeID: a.cfg.NodeID, OwnZone: a.cfg.Zone()}}
+	return &session{a: a, manager: manager, since: time.Now(), beats: make(chan struct{}, 1), assigning: make(chan struct{}, 1), over: make(chan struct{}),
+		renewed: make(chan struct{}), done: make(chan struct{}), evict: make(chan *api.EvictRequest, 1), evicted: make(chan struct{}), assigned: Assignment{NodeID: a.cfg.NodeID, OwnZone: a.cfg.Zone()}}
 }
 
 // finish ends the session in good order.
 func (s *session) finish() { s.overOnce.Do(func() { close(s.over) }) }
 
+// endedWell reports whether the next session may be opened without back-off: this one was finished here, or lasted.
+func (s *session) endedWell() bool {
+	for _, c := range []chan struct{}{s.renewed, s.over} {
+		select {
+		case <-c:
+			return true
+		default:
+		}
+	}
+	return time.Since(s.since) > dialBackoffMax
+}
+
+// enter makes s the session whose sets count, or, where there is one, its successor once it sends a set.
+func (a *Agent) enter(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session == nil {
+		a.session = s
+	} else {
+		a.next = s
+	}
+}
+
+// leave is the inverse of enter.
+func (a *Agent) leave(s *session) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.session == s {
+		a.session, a.next = a.next, nil
+	} else if a.next == s {
+		a.next = nil
+	}
+}
+
 // serve serves the manager on conn, which it closes, until conn or ctx ends, the manager falls silent, or the session is
-// finished. again says that the next session may be opened without back-off; evict is set where the node was removed, all
-// tasks being gone then.
-func (a *Agent) serve(ctx context.Context, conn net.Conn, manager string) (again bool, evict *api.EvictRequest) {
-	s := newSession(a, manager)
+// finished. It returns the order where the node was removed, all tasks being gone then.
+func (a *Agent) serve(ctx context.Context, s *session, conn net.Conn) (evict *api.EvictRequest) {
 	lis := newOnce(conn)
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax), grpc.MaxHeaderListSize(8<<10),
-		grpc.MaxConcurrentStreams(128), grpc.ReadBufferSize(4<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout),
+		grpc.MaxConcurrentStreams(callsMax), grpc.ReadBufferSize(4<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 			reply, err := next(ctx, req)
@@ -60,15 +99,13 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, manager string) (again
 			return api.Error(next(srv, stream))
 		}))
 	api.RegisterSessionServer(server, s)
-	a.mu.Lock()
-	a.session = s
-	a.mu.Unlock()
+	a.enter(s)
 	served := make(chan struct{})
 	go func() { // ends with the listener, which server.Stop closes
 		defer close(served)
 		server.Serve(lis)
 	}()
-	a.cfg.Logger.Info("opened session", "manager_id", manager)
+	a.cfg.Logger.Info("opened session", "manager_id", s.manager)
 
 	why := "the manager closed it"
 	silence := time.NewTimer(silenceMax)
@@ -89,7 +126,7 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, manager string) (again
 			s.finish()
 			graceful(server)
 		case <-s.over:
-			why, again = "redialling", true
+			why = "redialling"
 			graceful(server)
 		case <-silence.C:
 			why = "the manager fell silent"
@@ -99,18 +136,15 @@ func (a *Agent) serve(ctx context.Context, conn net.Conn, manager string) (again
 		}
 		open = false
 	}
-	s.finish()
 	server.Stop()
 	conn.Close()
 	<-served
-	a.mu.Lock()
-	a.session = nil
-	a.mu.Unlock()
-	a.cfg.Logger.Info("closed session", "manager_id", manager, "reason", why)
+	a.leave(s)
+	a.cfg.Logger.Info("closed session", "manager_id", s.manager, "reason", why)
 	if evict != nil && ctx.Err() != nil && len(a.Tasks()) > 0 {
 		evict = nil // the daemon stopped meanwhile; the next one is told again
 	}
-	return again || time.Since(s.since) > dialBackoffMax, evict
+	return evict
 }
 
 // graceful lets the calls that run give their answers, for a second at most.
@@ -120,19 +154,30 @@ func graceful(server *grpc.Server) {
 	server.GracefulStop()
 }
 
-// Describe answers the heartbeat.
+// Describe says what this node is.
 func (s *session) Describe(context.Context, *api.DescribeRequest) (*api.DescribeReply, error) {
+	s.heard()
+	return &api.DescribeReply{TimeNs: time.Now().UnixNano(), Description: s.a.cfg.Describe()}, nil
+}
+
+// heard notes a heartbeat.
+func (s *session) heard() {
 	select {
 	case s.beats <- struct{}{}:
 	default:
 	}
-	return &api.DescribeReply{TimeNs: time.Now().UnixNano(), Description: s.a.cfg.Describe()}, nil
 }
 
-// Assign takes assignment sets, and ends at the first that breaks a rule.
+// Assign takes assignment sets, and ends at the first that breaks a rule. A session may have one stream after the other; the
+// next waits for the end of the last.
 func (s *session) Assign(stream grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error {
-	if !s.assigning.CompareAndSwap(false, true) {
-		return warden.Errorf(warden.CodeInvalid, "assigning tasks", "a second stream in one session")
+	select {
+	case s.assigning <- struct{}{}:
+		defer func() { <-s.assigning }()
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	case <-s.over:
+		return nil
 	}
 	sets, failed := make(chan *api.AssignmentSet), make(chan error, 1)
 	go func() { // ends with the stream, which ends when Assign returns
@@ -191,6 +236,10 @@ func (a *Agent) take(s *session, set *api.AssignmentSet) error {
 func (a *Agent) carryOut(s *session, set *api.AssignmentSet) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if s == a.next { // it takes over
+		a.session.finish()
+		a.session, a.next = s, nil
+	}
 	if a.closed || a.session != s {
 		return warden.Errorf(warden.CodeUnavailable, "taking an assignment set", "this node takes no more tasks")
 	}
@@ -262,9 +311,12 @@ func newTask(id string, record *api.Task) *task {
 	return &task{id: id, record: record, stop: make(chan struct{}), drop: make(chan struct{}), grace: graceOf(record)}
 }
 
-// Watch streams all states, then each change; states that follow each other faster than the stream takes them are skipped,
-// the newest never.
-func (s *session) Watch(_ *api.WatchRequest, stream grpc.ServerStreamingServer[api.TaskReport]) error {
+// reportsBytesMax is how many bytes of reports one message carries, but for its last report: below what a manager takes.
+const reportsBytesMax = 128 << 10
+
+// Watch streams all states, then each change, and answers heartbeats. States that follow each other faster than the stream
+// takes them are skipped, the newest never.
+func (s *session) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]) error {
 	a := s.a
 	w := &watcher{wake: make(chan struct{}, 1), pending: map[string]*api.TaskStatus{}}
 	a.mu.Lock()
@@ -280,28 +332,81 @@ func (s *session) Watch(_ *api.WatchRequest, stream grpc.ServerStreamingServer[a
 		defer a.mu.Unlock()
 		delete(a.watchers, w)
 	}()
-	for {
-		a.mu.Lock()
-		pending := w.pending
-		w.pending = map[string]*api.TaskStatus{}
-		a.mu.Unlock()
-		for _, id := range slices.Sorted(maps.Keys(pending)) {
-			if err := stream.Send(&api.TaskReport{TaskId: id, Status: pending[id]}); err != nil {
-				return err
+	asked, failed := make(chan struct{}, 1), make(chan error, 1)
+	go func() { // ends with the stream, which ends when Watch returns
+		for {
+			req, err := stream.Recv()
+			if err != nil {
+				failed <- err
+				return
 			}
+			if req.GetTimeNs() != 0 {
+				select {
+				case asked <- struct{}{}:
+				default:
+				}
+			}
+		}
+	}()
+	var said *api.NodeDescription
+	for {
+		if err := w.send(a, stream); err != nil {
+			return err
 		}
 		select {
 		case <-w.wake:
+		case <-asked:
+			s.heard()
+			reply := &api.WatchReply{TimeNs: time.Now().UnixNano()}
+			if now := a.cfg.Describe(); !proto.Equal(now, said) {
+				reply.Description, said = now, now
+			}
+			if err := stream.Send(reply); err != nil {
+				return err
+			}
+		case err := <-failed:
+			return err
 		case <-s.over:
 			return nil
-		case <-stream.Context().Done():
-			return stream.Context().Err()
 		}
 	}
 }
 
-// Renew makes a new key and returns its CSR.
+// send sends what is pending.
+func (w *watcher) send(a *Agent, stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]) error {
+	a.mu.Lock()
+	if len(w.pending) == 0 {
+		a.mu.Unlock()
+		return nil
+	}
+	pending := w.pending
+	w.pending = map[string]*api.TaskStatus{}
+	a.mu.Unlock()
+	reply, size := &api.WatchReply{}, 0
+	for _, id := range slices.Sorted(maps.Keys(pending)) {
+		report := &api.TaskReport{TaskId: id, Status: pending[id]}
+		reply.Reports = append(reply.Reports, report)
+		if size += proto.Size(report); size >= reportsBytesMax {
+			if err := stream.Send(reply); err != nil {
+				return err
+			}
+			reply, size = &api.WatchReply{}, 0
+		}
+	}
+	if size == 0 {
+		return nil
+	}
+	return stream.Send(reply)
+}
+
+// Renew makes a new key and returns its CSR; over a session that has brought a leaf it makes no other. A manager that missed the
+// answer to Install would have the key of that leaf replaced in the node's record, and the node has no older one.
 func (s *session) Renew(_ context.Context, req *api.RenewRequest) (*api.RenewReply, error) {
+	select {
+	case <-s.renewed:
+		return nil, warden.Errorf(warden.CodeConflict, "making a key for the next leaf", "this session has brought a leaf: the next one shows it")
+	default:
+	}
 	csr, err := s.a.cfg.Renew()
 	if err != nil {
 		return nil, warden.Wrap("making a key for the next leaf", err)
@@ -310,12 +415,12 @@ func (s *session) Renew(_ context.Context, req *api.RenewRequest) (*api.RenewRep
 	return &api.RenewReply{Csr: csr}, nil
 }
 
-// Install stores the new leaf, answers, and ends the session: the next one uses it.
+// Install stores the new leaf, answers, and has the next session opened, which uses it.
 func (s *session) Install(_ context.Context, req *api.InstallRequest) (*api.InstallReply, error) {
 	if err := s.a.cfg.Install(req); err != nil {
 		return nil, warden.Wrap("installing the leaf", err)
 	}
-	s.finish()
+	s.newLeaf.Do(func() { close(s.renewed) })
 	return &api.InstallReply{}, nil
 }
 
@@ -343,9 +448,17 @@ func (s *session) Logs(req *api.LogsRequest, stream grpc.ServerStreamingServer[a
 		case <-ctx.Done():
 		}
 	}()
-	return exec.Logs(ctx, executor.LogOptions{Follow: req.GetFollow(), Tail: req.GetTail()}, func(l executor.Line) error {
+	err := exec.Logs(ctx, executor.LogOptions{Follow: req.GetFollow(), Tail: req.GetTail()}, func(l executor.Line) error {
 		return stream.Send(&api.LogChunk{TaskId: req.GetTaskId(), NodeId: s.a.cfg.NodeID, TimeNs: l.Time.UnixNano(), Stderr: l.Stderr, Data: l.Data})
 	})
+	select {
+	case <-s.over:
+		if err != nil { // the log goes on, over the next session
+			return warden.Errorf(warden.CodeUnavailable, op, "the session has ended")
+		}
+	default:
+	}
+	return err
 }
 
 // Evict stops and wipes all, answers if the manager still listens, and lets Run end.

@@ -469,6 +469,43 @@ func TestLease(t *testing.T) {
 	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
 }
 
+// TestLogsHoldNothingUp: however many logs are followed, the node is told of its tasks.
+func TestLogsHoldNothingUp(t *testing.T) {
+	var web, other *api.Task
+	c := newCluster(t, func(c *cluster) []*api.Object {
+		web, other = c.task("host"), c.task("host")
+		return []*api.Object{store.Wrap(web), store.Wrap(other)}
+	})
+	c.run()
+	c.awaitState(web.Id, api.TaskState_TASK_RUNNING)
+	const most = 512
+	ctx, cancel := context.WithCancel(t.Context())
+	first, ended := make(chan struct{}, 2*most), make(chan error, most)
+	follow := func() error {
+		return c.dispatcher.Logs(ctx, c.node.Id, &api.LogsRequest{TaskId: web.Id, Follow: true}, func(*api.LogChunk) error { first <- struct{}{}; return nil })
+	}
+	for range most {
+		go func() { ended <- follow() }()
+	}
+	c.await("two lines of each log", func() bool { return len(first) == 2*most })
+	if err := follow(); warden.CodeOf(err) != warden.CodeLimited {
+		t.Errorf("one more = %v, want %s", err, warden.CodeLimited)
+	}
+	c.awaitState(other.Id, api.TaskState_TASK_RUNNING)
+	c.setDesired(other.Id, api.TaskState_TASK_SHUTDOWN)
+	c.awaitState(other.Id, api.TaskState_TASK_SHUTDOWN)
+	cancel()
+	for range most {
+		if err := <-ended; err == nil {
+			t.Error("a followed log came to an end")
+		}
+	}
+	err := c.dispatcher.Logs(t.Context(), c.node.Id, &api.LogsRequest{TaskId: web.Id}, func(*api.LogChunk) error { return nil })
+	if err != nil {
+		t.Errorf("after all have ended: %v", err)
+	}
+}
+
 // TestSessionsReplaceEachOther: Close and a newer session end the older one; the agent redials, tasks go on.
 func TestSessionsReplaceEachOther(t *testing.T) {
 	var web *api.Task

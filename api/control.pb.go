@@ -135,6 +135,7 @@ type ListReply struct {
 	Objects       []*Object              `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
 	Nodes         []*NodeState           `protobuf:"bytes,2,rep,name=nodes,proto3" json:"nodes,omitempty"` // for nodes: what the leader sees, in the order of objects
 	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Uses          []*SecretUse           `protobuf:"bytes,4,rep,name=uses,proto3" json:"uses,omitempty"` // for secrets: their versions, by secret in the order of objects, oldest first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -190,6 +191,106 @@ func (x *ListReply) GetIndex() uint64 {
 	return 0
 }
 
+func (x *ListReply) GetUses() []*SecretUse {
+	if x != nil {
+		return x.Uses
+	}
+	return nil
+}
+
+// SecretUse is one version of a secret and who uses it.
+type SecretUse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SecretId      string                 `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	CreatedNs     int64                  `protobuf:"varint,3,opt,name=created_ns,json=createdNs,proto3" json:"created_ns,omitempty"`
+	SizeBytes     uint64                 `protobuf:"varint,4,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	Current       bool                   `protobuf:"varint,5,opt,name=current,proto3" json:"current,omitempty"`
+	Services      []string               `protobuf:"bytes,6,rep,name=services,proto3" json:"services,omitempty"` // names of services that pin it, or follow it while it is current
+	Tasks         uint32                 `protobuf:"varint,7,opt,name=tasks,proto3" json:"tasks,omitempty"`      // that have it and have not ended
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretUse) Reset() {
+	*x = SecretUse{}
+	mi := &file_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretUse) ProtoMessage() {}
+
+func (x *SecretUse) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretUse.ProtoReflect.Descriptor instead.
+func (*SecretUse) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *SecretUse) GetSecretId() string {
+	if x != nil {
+		return x.SecretId
+	}
+	return ""
+}
+
+func (x *SecretUse) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SecretUse) GetCreatedNs() int64 {
+	if x != nil {
+		return x.CreatedNs
+	}
+	return 0
+}
+
+func (x *SecretUse) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SecretUse) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *SecretUse) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
+func (x *SecretUse) GetTasks() uint32 {
+	if x != nil {
+		return x.Tasks
+	}
+	return 0
+}
+
 // NodeState is what the leader holds in memory of a node.
 type NodeState struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
@@ -201,14 +302,16 @@ type NodeState struct {
 	Reachable      bool                   `protobuf:"varint,6,opt,name=reachable,proto3" json:"reachable,omitempty"` // managers: reports to the leader
 	Raft           string                 `protobuf:"bytes,7,opt,name=raft,proto3" json:"raft,omitempty"`            // "voter", "nonvoter" or ""
 	Message        string                 `protobuf:"bytes,8,opt,name=message,proto3" json:"message,omitempty"`
-	LockState      string                 `protobuf:"bytes,9,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"`
+	LockState      string                 `protobuf:"bytes,9,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"`               // managers: "unlocked", "resealing" or "old-key"
+	UnlockKeyId    string                 `protobuf:"bytes,10,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`      // managers: what its key file is sealed under; empty: in clear
+	DekGeneration  uint64                 `protobuf:"varint,11,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"` // managers: of its DEK
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
 
 func (x *NodeState) Reset() {
 	*x = NodeState{}
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -220,7 +323,7 @@ func (x *NodeState) String() string {
 func (*NodeState) ProtoMessage() {}
 
 func (x *NodeState) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[2]
+	mi := &file_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -233,7 +336,7 @@ func (x *NodeState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeState.ProtoReflect.Descriptor instead.
 func (*NodeState) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{2}
+	return file_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *NodeState) GetNodeId() string {
@@ -299,6 +402,20 @@ func (x *NodeState) GetLockState() string {
 	return ""
 }
 
+func (x *NodeState) GetUnlockKeyId() string {
+	if x != nil {
+		return x.UnlockKeyId
+	}
+	return ""
+}
+
+func (x *NodeState) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
 type ChangeReply struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
 	Id             string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -312,7 +429,7 @@ type ChangeReply struct {
 
 func (x *ChangeReply) Reset() {
 	*x = ChangeReply{}
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -324,7 +441,7 @@ func (x *ChangeReply) String() string {
 func (*ChangeReply) ProtoMessage() {}
 
 func (x *ChangeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[3]
+	mi := &file_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -337,7 +454,7 @@ func (x *ChangeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ChangeReply.ProtoReflect.Descriptor instead.
 func (*ChangeReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{3}
+	return file_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ChangeReply) GetId() string {
@@ -384,7 +501,7 @@ type ReferenceRequest struct {
 
 func (x *ReferenceRequest) Reset() {
 	*x = ReferenceRequest{}
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -396,7 +513,7 @@ func (x *ReferenceRequest) String() string {
 func (*ReferenceRequest) ProtoMessage() {}
 
 func (x *ReferenceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[4]
+	mi := &file_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -409,7 +526,7 @@ func (x *ReferenceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReferenceRequest.ProtoReflect.Descriptor instead.
 func (*ReferenceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{4}
+	return file_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReferenceRequest) GetReference() string {
@@ -420,15 +537,17 @@ func (x *ReferenceRequest) GetReference() string {
 }
 
 type UpdateClusterRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	LeafTtlNs     int64                  `protobuf:"varint,1,opt,name=leaf_ttl_ns,json=leafTtlNs,proto3" json:"leaf_ttl_ns,omitempty"` // 0: as before
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	LeafTtlNs       int64                  `protobuf:"varint,1,opt,name=leaf_ttl_ns,json=leafTtlNs,proto3" json:"leaf_ttl_ns,omitempty"`                // 0: as before
+	Autolock        *bool                  `protobuf:"varint,2,opt,name=autolock,proto3,oneof" json:"autolock,omitempty"`                               // absent: as before
+	UnlockRecipient []byte                 `protobuf:"bytes,3,opt,name=unlock_recipient,json=unlockRecipient,proto3" json:"unlock_recipient,omitempty"` // X25519 public key of a fresh unlock key, where autolock is turned on
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *UpdateClusterRequest) Reset() {
 	*x = UpdateClusterRequest{}
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -440,7 +559,7 @@ func (x *UpdateClusterRequest) String() string {
 func (*UpdateClusterRequest) ProtoMessage() {}
 
 func (x *UpdateClusterRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[5]
+	mi := &file_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -453,7 +572,7 @@ func (x *UpdateClusterRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateClusterRequest.ProtoReflect.Descriptor instead.
 func (*UpdateClusterRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{5}
+	return file_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *UpdateClusterRequest) GetLeafTtlNs() int64 {
@@ -461,6 +580,136 @@ func (x *UpdateClusterRequest) GetLeafTtlNs() int64 {
 		return x.LeafTtlNs
 	}
 	return 0
+}
+
+func (x *UpdateClusterRequest) GetAutolock() bool {
+	if x != nil && x.Autolock != nil {
+		return *x.Autolock
+	}
+	return false
+}
+
+func (x *UpdateClusterRequest) GetUnlockRecipient() []byte {
+	if x != nil {
+		return x.UnlockRecipient
+	}
+	return nil
+}
+
+type RotateUnlockKeyRequest struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	UnlockRecipient []byte                 `protobuf:"bytes,1,opt,name=unlock_recipient,json=unlockRecipient,proto3" json:"unlock_recipient,omitempty"` // X25519 public key of a fresh unlock key
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *RotateUnlockKeyRequest) Reset() {
+	*x = RotateUnlockKeyRequest{}
+	mi := &file_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateUnlockKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateUnlockKeyRequest) ProtoMessage() {}
+
+func (x *RotateUnlockKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateUnlockKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateUnlockKeyRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RotateUnlockKeyRequest) GetUnlockRecipient() []byte {
+	if x != nil {
+		return x.UnlockRecipient
+	}
+	return nil
+}
+
+type RotateDEKRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateDEKRequest) Reset() {
+	*x = RotateDEKRequest{}
+	mi := &file_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateDEKRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateDEKRequest) ProtoMessage() {}
+
+func (x *RotateDEKRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateDEKRequest.ProtoReflect.Descriptor instead.
+func (*RotateDEKRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{8}
+}
+
+type RotateIssuingRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateIssuingRequest) Reset() {
+	*x = RotateIssuingRequest{}
+	mi := &file_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateIssuingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateIssuingRequest) ProtoMessage() {}
+
+func (x *RotateIssuingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateIssuingRequest.ProtoReflect.Descriptor instead.
+func (*RotateIssuingRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{9}
 }
 
 type CreateTokenRequest struct {
@@ -478,7 +727,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +739,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[6]
+	mi := &file_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +752,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{6}
+	return file_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateTokenRequest) GetRole() Role {
@@ -568,7 +817,7 @@ type CreateTokenReply struct {
 
 func (x *CreateTokenReply) Reset() {
 	*x = CreateTokenReply{}
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +829,7 @@ func (x *CreateTokenReply) String() string {
 func (*CreateTokenReply) ProtoMessage() {}
 
 func (x *CreateTokenReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[7]
+	mi := &file_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +842,7 @@ func (x *CreateTokenReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenReply.ProtoReflect.Descriptor instead.
 func (*CreateTokenReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{7}
+	return file_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateTokenReply) GetId() string {
@@ -645,7 +894,7 @@ type UpdateNodeRequest struct {
 
 func (x *UpdateNodeRequest) Reset() {
 	*x = UpdateNodeRequest{}
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +906,7 @@ func (x *UpdateNodeRequest) String() string {
 func (*UpdateNodeRequest) ProtoMessage() {}
 
 func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[8]
+	mi := &file_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +919,7 @@ func (x *UpdateNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNodeRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNodeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{8}
+	return file_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *UpdateNodeRequest) GetReference() string {
@@ -726,7 +975,7 @@ type RemoveNodeRequest struct {
 
 func (x *RemoveNodeRequest) Reset() {
 	*x = RemoveNodeRequest{}
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -738,7 +987,7 @@ func (x *RemoveNodeRequest) String() string {
 func (*RemoveNodeRequest) ProtoMessage() {}
 
 func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[9]
+	mi := &file_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -751,7 +1000,7 @@ func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
 func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{9}
+	return file_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RemoveNodeRequest) GetReference() string {
@@ -792,7 +1041,7 @@ type RemoveNodeReply struct {
 
 func (x *RemoveNodeReply) Reset() {
 	*x = RemoveNodeReply{}
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -804,7 +1053,7 @@ func (x *RemoveNodeReply) String() string {
 func (*RemoveNodeReply) ProtoMessage() {}
 
 func (x *RemoveNodeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[10]
+	mi := &file_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -817,7 +1066,7 @@ func (x *RemoveNodeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemoveNodeReply.ProtoReflect.Descriptor instead.
 func (*RemoveNodeReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{10}
+	return file_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RemoveNodeReply) GetId() string {
@@ -892,7 +1141,7 @@ type CreateZoneRequest struct {
 
 func (x *CreateZoneRequest) Reset() {
 	*x = CreateZoneRequest{}
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -904,7 +1153,7 @@ func (x *CreateZoneRequest) String() string {
 func (*CreateZoneRequest) ProtoMessage() {}
 
 func (x *CreateZoneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[11]
+	mi := &file_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -917,7 +1166,7 @@ func (x *CreateZoneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateZoneRequest.ProtoReflect.Descriptor instead.
 func (*CreateZoneRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{11}
+	return file_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *CreateZoneRequest) GetName() string {
@@ -936,7 +1185,7 @@ type CreateServiceRequest struct {
 
 func (x *CreateServiceRequest) Reset() {
 	*x = CreateServiceRequest{}
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -948,7 +1197,7 @@ func (x *CreateServiceRequest) String() string {
 func (*CreateServiceRequest) ProtoMessage() {}
 
 func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[12]
+	mi := &file_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -961,10 +1210,70 @@ func (x *CreateServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateServiceRequest.ProtoReflect.Descriptor instead.
 func (*CreateServiceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{12}
+	return file_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateServiceRequest) GetSpec() *ServiceSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+type UpdateServiceRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // of the service that the spec was made from; another one now: conflict
+	Spec          *ServiceSpec           `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateServiceRequest) Reset() {
+	*x = UpdateServiceRequest{}
+	mi := &file_control_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateServiceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateServiceRequest) ProtoMessage() {}
+
+func (x *UpdateServiceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateServiceRequest.ProtoReflect.Descriptor instead.
+func (*UpdateServiceRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *UpdateServiceRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *UpdateServiceRequest) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *UpdateServiceRequest) GetSpec() *ServiceSpec {
 	if x != nil {
 		return x.Spec
 	}
@@ -981,7 +1290,7 @@ type ScaleServiceRequest struct {
 
 func (x *ScaleServiceRequest) Reset() {
 	*x = ScaleServiceRequest{}
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -993,7 +1302,7 @@ func (x *ScaleServiceRequest) String() string {
 func (*ScaleServiceRequest) ProtoMessage() {}
 
 func (x *ScaleServiceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[13]
+	mi := &file_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1006,7 +1315,7 @@ func (x *ScaleServiceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScaleServiceRequest.ProtoReflect.Descriptor instead.
 func (*ScaleServiceRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{13}
+	return file_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ScaleServiceRequest) GetReference() string {
@@ -1035,7 +1344,7 @@ type CreateSecretRequest struct {
 
 func (x *CreateSecretRequest) Reset() {
 	*x = CreateSecretRequest{}
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1356,7 @@ func (x *CreateSecretRequest) String() string {
 func (*CreateSecretRequest) ProtoMessage() {}
 
 func (x *CreateSecretRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[14]
+	mi := &file_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1369,7 @@ func (x *CreateSecretRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSecretRequest.ProtoReflect.Descriptor instead.
 func (*CreateSecretRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{14}
+	return file_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateSecretRequest) GetName() string {
@@ -1091,6 +1400,126 @@ func (x *CreateSecretRequest) GetData() []byte {
 	return nil
 }
 
+type RotateSecretRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reference     string                 `protobuf:"bytes,1,opt,name=reference,proto3" json:"reference,omitempty"`
+	Data          []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSecretRequest) Reset() {
+	*x = RotateSecretRequest{}
+	mi := &file_control_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSecretRequest) ProtoMessage() {}
+
+func (x *RotateSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSecretRequest.ProtoReflect.Descriptor instead.
+func (*RotateSecretRequest) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RotateSecretRequest) GetReference() string {
+	if x != nil {
+		return x.Reference
+	}
+	return ""
+}
+
+func (x *RotateSecretRequest) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+type RotateSecretReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Version       uint64                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	Index         uint64                 `protobuf:"varint,3,opt,name=index,proto3" json:"index,omitempty"`
+	Services      []string               `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"` // names of those whose tasks are replaced
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateSecretReply) Reset() {
+	*x = RotateSecretReply{}
+	mi := &file_control_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateSecretReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateSecretReply) ProtoMessage() {}
+
+func (x *RotateSecretReply) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateSecretReply.ProtoReflect.Descriptor instead.
+func (*RotateSecretReply) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *RotateSecretReply) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RotateSecretReply) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RotateSecretReply) GetIndex() uint64 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *RotateSecretReply) GetServices() []string {
+	if x != nil {
+		return x.Services
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1099,7 +1528,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1111,7 +1540,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[15]
+	mi := &file_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1124,7 +1553,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{15}
+	return file_control_proto_rawDescGZIP(), []int{22}
 }
 
 type TaskProblem struct {
@@ -1140,7 +1569,7 @@ type TaskProblem struct {
 
 func (x *TaskProblem) Reset() {
 	*x = TaskProblem{}
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1581,7 @@ func (x *TaskProblem) String() string {
 func (*TaskProblem) ProtoMessage() {}
 
 func (x *TaskProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[16]
+	mi := &file_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1594,7 @@ func (x *TaskProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskProblem.ProtoReflect.Descriptor instead.
 func (*TaskProblem) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{16}
+	return file_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *TaskProblem) GetTaskId() string {
@@ -1225,13 +1654,14 @@ type StatusReply struct {
 	Secrets           uint32                 `protobuf:"varint,18,opt,name=secrets,proto3" json:"secrets,omitempty"`
 	Services          uint32                 `protobuf:"varint,19,opt,name=services,proto3" json:"services,omitempty"`
 	Nodes             []*NodeState           `protobuf:"bytes,20,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Facts             *Facts                 `protobuf:"bytes,21,opt,name=facts,proto3" json:"facts,omitempty"` // of the daemon that was asked
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1243,7 +1673,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[17]
+	mi := &file_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1256,7 +1686,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{17}
+	return file_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatusReply) GetClusterId() string {
@@ -1399,6 +1829,1188 @@ func (x *StatusReply) GetNodes() []*NodeState {
 	return nil
 }
 
+func (x *StatusReply) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
+// Facts is what a daemon counts and knows: the one source of the metrics and of `wardenctl status --json`. Counters and
+// histograms begin at 0 with the daemon's process, unless said otherwise. Nothing in it is secret.
+type Facts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeNs        int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Node          *NodeFacts             `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`       // in every state of the daemon
+	Manager       *ManagerFacts          `protobuf:"bytes,4,opt,name=manager,proto3" json:"manager,omitempty"` // where a manager runs
+	Cluster       *ClusterFacts          `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"` // where a manager runs: by its replica
+	Leader        *LeaderFacts           `protobuf:"bytes,6,opt,name=leader,proto3" json:"leader,omitempty"`   // while this manager leads
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Facts) Reset() {
+	*x = Facts{}
+	mi := &file_control_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Facts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Facts) ProtoMessage() {}
+
+func (x *Facts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Facts.ProtoReflect.Descriptor instead.
+func (*Facts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *Facts) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *Facts) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *Facts) GetNode() *NodeFacts {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *Facts) GetManager() *ManagerFacts {
+	if x != nil {
+		return x.Manager
+	}
+	return nil
+}
+
+func (x *Facts) GetCluster() *ClusterFacts {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *Facts) GetLeader() *LeaderFacts {
+	if x != nil {
+		return x.Leader
+	}
+	return nil
+}
+
+// Histogram counts observations, in seconds. counts[i] are those of at most bounds[i] and more than bounds[i-1]; the rest are above all bounds.
+type Histogram struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Bounds        []float64              `protobuf:"fixed64,1,rep,packed,name=bounds,proto3" json:"bounds,omitempty"`
+	Counts        []uint64               `protobuf:"varint,2,rep,packed,name=counts,proto3" json:"counts,omitempty"`
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	SumSeconds    float64                `protobuf:"fixed64,4,opt,name=sum_seconds,json=sumSeconds,proto3" json:"sum_seconds,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Histogram) Reset() {
+	*x = Histogram{}
+	mi := &file_control_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Histogram) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Histogram) ProtoMessage() {}
+
+func (x *Histogram) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Histogram.ProtoReflect.Descriptor instead.
+func (*Histogram) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *Histogram) GetBounds() []float64 {
+	if x != nil {
+		return x.Bounds
+	}
+	return nil
+}
+
+func (x *Histogram) GetCounts() []uint64 {
+	if x != nil {
+		return x.Counts
+	}
+	return nil
+}
+
+func (x *Histogram) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *Histogram) GetSumSeconds() float64 {
+	if x != nil {
+		return x.SumSeconds
+	}
+	return 0
+}
+
+type TaskCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	State         string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TaskCount) Reset() {
+	*x = TaskCount{}
+	mi := &file_control_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TaskCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TaskCount) ProtoMessage() {}
+
+func (x *TaskCount) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TaskCount.ProtoReflect.Descriptor instead.
+func (*TaskCount) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *TaskCount) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *TaskCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type RefusalCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Door          string                 `protobuf:"bytes,1,opt,name=door,proto3" json:"door,omitempty"` // "join", "node", "peer", "raft", "control"; "none" where no door was chosen
+	Code          string                 `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"` // as in docs/errors.md
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RefusalCount) Reset() {
+	*x = RefusalCount{}
+	mi := &file_control_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RefusalCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RefusalCount) ProtoMessage() {}
+
+func (x *RefusalCount) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RefusalCount.ProtoReflect.Descriptor instead.
+func (*RefusalCount) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *RefusalCount) GetDoor() string {
+	if x != nil {
+		return x.Door
+	}
+	return ""
+}
+
+func (x *RefusalCount) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *RefusalCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type RenewalCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // "age", "expired", "unfinished", "role", "zone", "issuer", "dek", "ttl", "other"
+	Result        string                 `protobuf:"bytes,2,opt,name=result,proto3" json:"result,omitempty"` // "ok" or a code
+	Count         uint64                 `protobuf:"varint,3,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewalCount) Reset() {
+	*x = RenewalCount{}
+	mi := &file_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewalCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewalCount) ProtoMessage() {}
+
+func (x *RenewalCount) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewalCount.ProtoReflect.Descriptor instead.
+func (*RenewalCount) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *RenewalCount) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RenewalCount) GetResult() string {
+	if x != nil {
+		return x.Result
+	}
+	return ""
+}
+
+func (x *RenewalCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+type ReasonCount struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reason        string                 `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"` // the last filter that kept a node out: "zone", "secret-zone", "down", "inactive", "constraint", "full", "cpu", "memory", "refused", "no-nodes", "other"
+	Count         uint64                 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReasonCount) Reset() {
+	*x = ReasonCount{}
+	mi := &file_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReasonCount) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReasonCount) ProtoMessage() {}
+
+func (x *ReasonCount) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReasonCount.ProtoReflect.Descriptor instead.
+func (*ReasonCount) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ReasonCount) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReasonCount) GetCount() uint64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+// NodeFacts is the daemon's own.
+type NodeFacts struct {
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	State           string                 `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`                                       // as InfoReply.state
+	Role            string                 `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`                                         // empty: belongs to no cluster
+	LockState       string                 `protobuf:"bytes,3,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"`              // managers: "locked", "old-key", "resealing", "unlocked"
+	UnlockKeyId     string                 `protobuf:"bytes,4,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`      // managers: what the key file is sealed under; empty: in clear
+	DekGeneration   uint64                 `protobuf:"varint,5,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"` // managers: of the DEK; 0: not known, as while locked
+	LeafNotBeforeNs int64                  `protobuf:"varint,6,opt,name=leaf_not_before_ns,json=leafNotBeforeNs,proto3" json:"leaf_not_before_ns,omitempty"`
+	LeafNotAfterNs  int64                  `protobuf:"varint,7,opt,name=leaf_not_after_ns,json=leafNotAfterNs,proto3" json:"leaf_not_after_ns,omitempty"`
+	Session         bool                   `protobuf:"varint,8,opt,name=session,proto3" json:"session,omitempty"` // there is one with a manager
+	SessionSinceNs  int64                  `protobuf:"varint,9,opt,name=session_since_ns,json=sessionSinceNs,proto3" json:"session_since_ns,omitempty"`
+	Tasks           []*TaskCount           `protobuf:"bytes,10,rep,name=tasks,proto3" json:"tasks,omitempty"`       // on this node
+	Installs        []*RenewalCount        `protobuf:"bytes,11,rep,name=installs,proto3" json:"installs,omitempty"` // leaves that this node was given; reason is empty
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *NodeFacts) Reset() {
+	*x = NodeFacts{}
+	mi := &file_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeFacts) ProtoMessage() {}
+
+func (x *NodeFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeFacts.ProtoReflect.Descriptor instead.
+func (*NodeFacts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *NodeFacts) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetLockState() string {
+	if x != nil {
+		return x.LockState
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetUnlockKeyId() string {
+	if x != nil {
+		return x.UnlockKeyId
+	}
+	return ""
+}
+
+func (x *NodeFacts) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetLeafNotBeforeNs() int64 {
+	if x != nil {
+		return x.LeafNotBeforeNs
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetLeafNotAfterNs() int64 {
+	if x != nil {
+		return x.LeafNotAfterNs
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetSession() bool {
+	if x != nil {
+		return x.Session
+	}
+	return false
+}
+
+func (x *NodeFacts) GetSessionSinceNs() int64 {
+	if x != nil {
+		return x.SessionSinceNs
+	}
+	return 0
+}
+
+func (x *NodeFacts) GetTasks() []*TaskCount {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *NodeFacts) GetInstalls() []*RenewalCount {
+	if x != nil {
+		return x.Installs
+	}
+	return nil
+}
+
+// ManagerFacts is what one manager does.
+type ManagerFacts struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Ready             bool                   `protobuf:"varint,1,opt,name=ready,proto3" json:"ready,omitempty"` // has caught up with a leader
+	Lease             bool                   `protobuf:"varint,2,opt,name=lease,proto3" json:"lease,omitempty"` // may push to nodes
+	Refusals          []*RefusalCount        `protobuf:"bytes,3,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	Handshakes        uint64                 `protobuf:"varint,4,opt,name=handshakes,proto3" json:"handshakes,omitempty"`   // under way
+	Connections       uint64                 `protobuf:"varint,5,opt,name=connections,proto3" json:"connections,omitempty"` // live and authenticated
+	Sessions          uint64                 `protobuf:"varint,6,opt,name=sessions,proto3" json:"sessions,omitempty"`       // of nodes, open here
+	Renewals          []*RenewalCount        `protobuf:"bytes,7,rep,name=renewals,proto3" json:"renewals,omitempty"`        // begun here
+	Dispatch          *Histogram             `protobuf:"bytes,8,opt,name=dispatch,proto3" json:"dispatch,omitempty"`        // from the commit of a placement to the node's acknowledgement
+	Rounds            *Histogram             `protobuf:"bytes,9,opt,name=rounds,proto3" json:"rounds,omitempty"`            // of the orchestrator, while this manager led
+	TasksPlaced       uint64                 `protobuf:"varint,10,opt,name=tasks_placed,json=tasksPlaced,proto3" json:"tasks_placed,omitempty"`
+	PlacementsRefused uint64                 `protobuf:"varint,11,opt,name=placements_refused,json=placementsRefused,proto3" json:"placements_refused,omitempty"` // by the apply
+	Alarms            uint64                 `protobuf:"varint,12,opt,name=alarms,proto3" json:"alarms,omitempty"`                                                // raised here and still counting
+	Raft              *RaftFacts             `protobuf:"bytes,13,opt,name=raft,proto3" json:"raft,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ManagerFacts) Reset() {
+	*x = ManagerFacts{}
+	mi := &file_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManagerFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManagerFacts) ProtoMessage() {}
+
+func (x *ManagerFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManagerFacts.ProtoReflect.Descriptor instead.
+func (*ManagerFacts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *ManagerFacts) GetReady() bool {
+	if x != nil {
+		return x.Ready
+	}
+	return false
+}
+
+func (x *ManagerFacts) GetLease() bool {
+	if x != nil {
+		return x.Lease
+	}
+	return false
+}
+
+func (x *ManagerFacts) GetRefusals() []*RefusalCount {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+func (x *ManagerFacts) GetHandshakes() uint64 {
+	if x != nil {
+		return x.Handshakes
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetRenewals() []*RenewalCount {
+	if x != nil {
+		return x.Renewals
+	}
+	return nil
+}
+
+func (x *ManagerFacts) GetDispatch() *Histogram {
+	if x != nil {
+		return x.Dispatch
+	}
+	return nil
+}
+
+func (x *ManagerFacts) GetRounds() *Histogram {
+	if x != nil {
+		return x.Rounds
+	}
+	return nil
+}
+
+func (x *ManagerFacts) GetTasksPlaced() uint64 {
+	if x != nil {
+		return x.TasksPlaced
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetPlacementsRefused() uint64 {
+	if x != nil {
+		return x.PlacementsRefused
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetAlarms() uint64 {
+	if x != nil {
+		return x.Alarms
+	}
+	return 0
+}
+
+func (x *ManagerFacts) GetRaft() *RaftFacts {
+	if x != nil {
+		return x.Raft
+	}
+	return nil
+}
+
+type RaftFacts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Term          uint64                 `protobuf:"varint,1,opt,name=term,proto3" json:"term,omitempty"`
+	LeaderKnown   bool                   `protobuf:"varint,2,opt,name=leader_known,json=leaderKnown,proto3" json:"leader_known,omitempty"`
+	Leading       bool                   `protobuf:"varint,3,opt,name=leading,proto3" json:"leading,omitempty"`
+	LeaderChanges uint64                 `protobuf:"varint,4,opt,name=leader_changes,json=leaderChanges,proto3" json:"leader_changes,omitempty"` // seen here
+	LastIndex     uint64                 `protobuf:"varint,5,opt,name=last_index,json=lastIndex,proto3" json:"last_index,omitempty"`
+	CommitIndex   uint64                 `protobuf:"varint,6,opt,name=commit_index,json=commitIndex,proto3" json:"commit_index,omitempty"`
+	AppliedIndex  uint64                 `protobuf:"varint,7,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
+	Voters        uint64                 `protobuf:"varint,8,opt,name=voters,proto3" json:"voters,omitempty"`
+	Nonvoters     uint64                 `protobuf:"varint,9,opt,name=nonvoters,proto3" json:"nonvoters,omitempty"`
+	LogEntries    uint64                 `protobuf:"varint,10,opt,name=log_entries,json=logEntries,proto3" json:"log_entries,omitempty"`
+	DiskBytes     uint64                 `protobuf:"varint,11,opt,name=disk_bytes,json=diskBytes,proto3" json:"disk_bytes,omitempty"`             // of log and snapshots
+	SnapshotIndex uint64                 `protobuf:"varint,12,opt,name=snapshot_index,json=snapshotIndex,proto3" json:"snapshot_index,omitempty"` // 0: there is none
+	SnapshotNs    int64                  `protobuf:"varint,13,opt,name=snapshot_ns,json=snapshotNs,proto3" json:"snapshot_ns,omitempty"`
+	Append        *Histogram             `protobuf:"bytes,14,opt,name=append,proto3" json:"append,omitempty"` // writes of entries to this manager's log
+	Commit        *Histogram             `protobuf:"bytes,15,opt,name=commit,proto3" json:"commit,omitempty"` // from a proposal here to its result
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RaftFacts) Reset() {
+	*x = RaftFacts{}
+	mi := &file_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RaftFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RaftFacts) ProtoMessage() {}
+
+func (x *RaftFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RaftFacts.ProtoReflect.Descriptor instead.
+func (*RaftFacts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RaftFacts) GetTerm() uint64 {
+	if x != nil {
+		return x.Term
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetLeaderKnown() bool {
+	if x != nil {
+		return x.LeaderKnown
+	}
+	return false
+}
+
+func (x *RaftFacts) GetLeading() bool {
+	if x != nil {
+		return x.Leading
+	}
+	return false
+}
+
+func (x *RaftFacts) GetLeaderChanges() uint64 {
+	if x != nil {
+		return x.LeaderChanges
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetLastIndex() uint64 {
+	if x != nil {
+		return x.LastIndex
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetCommitIndex() uint64 {
+	if x != nil {
+		return x.CommitIndex
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetAppliedIndex() uint64 {
+	if x != nil {
+		return x.AppliedIndex
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetVoters() uint64 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetNonvoters() uint64 {
+	if x != nil {
+		return x.Nonvoters
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetLogEntries() uint64 {
+	if x != nil {
+		return x.LogEntries
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetDiskBytes() uint64 {
+	if x != nil {
+		return x.DiskBytes
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetSnapshotIndex() uint64 {
+	if x != nil {
+		return x.SnapshotIndex
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetSnapshotNs() int64 {
+	if x != nil {
+		return x.SnapshotNs
+	}
+	return 0
+}
+
+func (x *RaftFacts) GetAppend() *Histogram {
+	if x != nil {
+		return x.Append
+	}
+	return nil
+}
+
+func (x *RaftFacts) GetCommit() *Histogram {
+	if x != nil {
+		return x.Commit
+	}
+	return nil
+}
+
+// ClusterFacts is what the replica says.
+type ClusterFacts struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	RootNotAfterNs    int64                  `protobuf:"varint,1,opt,name=root_not_after_ns,json=rootNotAfterNs,proto3" json:"root_not_after_ns,omitempty"`
+	IssuingNotAfterNs int64                  `protobuf:"varint,2,opt,name=issuing_not_after_ns,json=issuingNotAfterNs,proto3" json:"issuing_not_after_ns,omitempty"`
+	IssuingGeneration uint64                 `protobuf:"varint,3,opt,name=issuing_generation,json=issuingGeneration,proto3" json:"issuing_generation,omitempty"`
+	KeysetGeneration  uint64                 `protobuf:"varint,4,opt,name=keyset_generation,json=keysetGeneration,proto3" json:"keyset_generation,omitempty"`
+	LockGeneration    uint64                 `protobuf:"varint,5,opt,name=lock_generation,json=lockGeneration,proto3" json:"lock_generation,omitempty"`
+	DekGeneration     uint64                 `protobuf:"varint,6,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"`
+	Autolock          bool                   `protobuf:"varint,7,opt,name=autolock,proto3" json:"autolock,omitempty"`
+	UnlockKeyId       string                 `protobuf:"bytes,8,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`
+	LeavesNearExpiry  uint64                 `protobuf:"varint,9,opt,name=leaves_near_expiry,json=leavesNearExpiry,proto3" json:"leaves_near_expiry,omitempty"` // over four fifths of their life, and not renewed
+	LeavesExpired     uint64                 `protobuf:"varint,10,opt,name=leaves_expired,json=leavesExpired,proto3" json:"leaves_expired,omitempty"`
+	LeavesOldIssuer   uint64                 `protobuf:"varint,11,opt,name=leaves_old_issuer,json=leavesOldIssuer,proto3" json:"leaves_old_issuer,omitempty"` // of nodes whose newest leaf is of an older issuing_generation
+	LeavesOldDek      uint64                 `protobuf:"varint,12,opt,name=leaves_old_dek,json=leavesOldDek,proto3" json:"leaves_old_dek,omitempty"`          // of managers whose newest leaf is of an older dek_generation
+	DistrustedIssuers uint64                 `protobuf:"varint,13,opt,name=distrusted_issuers,json=distrustedIssuers,proto3" json:"distrusted_issuers,omitempty"`
+	Managers          uint64                 `protobuf:"varint,14,opt,name=managers,proto3" json:"managers,omitempty"`
+	Workers           uint64                 `protobuf:"varint,15,opt,name=workers,proto3" json:"workers,omitempty"`
+	Services          uint64                 `protobuf:"varint,16,opt,name=services,proto3" json:"services,omitempty"`
+	Secrets           uint64                 `protobuf:"varint,17,opt,name=secrets,proto3" json:"secrets,omitempty"`
+	Zones             uint64                 `protobuf:"varint,18,opt,name=zones,proto3" json:"zones,omitempty"`
+	NodesRemoved      uint64                 `protobuf:"varint,19,opt,name=nodes_removed,json=nodesRemoved,proto3" json:"nodes_removed,omitempty"` // since the cluster began
+	TasksWanted       uint64                 `protobuf:"varint,20,opt,name=tasks_wanted,json=tasksWanted,proto3" json:"tasks_wanted,omitempty"`    // replicas of all services
+	Tasks             []*TaskCount           `protobuf:"bytes,21,rep,name=tasks,proto3" json:"tasks,omitempty"`                                    // all records, ended ones included
+	Unplaced          []*ReasonCount         `protobuf:"bytes,22,rep,name=unplaced,proto3" json:"unplaced,omitempty"`                              // tasks that no node fits
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *ClusterFacts) Reset() {
+	*x = ClusterFacts{}
+	mi := &file_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterFacts) ProtoMessage() {}
+
+func (x *ClusterFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterFacts.ProtoReflect.Descriptor instead.
+func (*ClusterFacts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *ClusterFacts) GetRootNotAfterNs() int64 {
+	if x != nil {
+		return x.RootNotAfterNs
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetIssuingNotAfterNs() int64 {
+	if x != nil {
+		return x.IssuingNotAfterNs
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetIssuingGeneration() uint64 {
+	if x != nil {
+		return x.IssuingGeneration
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetKeysetGeneration() uint64 {
+	if x != nil {
+		return x.KeysetGeneration
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetLockGeneration() uint64 {
+	if x != nil {
+		return x.LockGeneration
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetAutolock() bool {
+	if x != nil {
+		return x.Autolock
+	}
+	return false
+}
+
+func (x *ClusterFacts) GetUnlockKeyId() string {
+	if x != nil {
+		return x.UnlockKeyId
+	}
+	return ""
+}
+
+func (x *ClusterFacts) GetLeavesNearExpiry() uint64 {
+	if x != nil {
+		return x.LeavesNearExpiry
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetLeavesExpired() uint64 {
+	if x != nil {
+		return x.LeavesExpired
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetLeavesOldIssuer() uint64 {
+	if x != nil {
+		return x.LeavesOldIssuer
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetLeavesOldDek() uint64 {
+	if x != nil {
+		return x.LeavesOldDek
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetDistrustedIssuers() uint64 {
+	if x != nil {
+		return x.DistrustedIssuers
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetManagers() uint64 {
+	if x != nil {
+		return x.Managers
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetWorkers() uint64 {
+	if x != nil {
+		return x.Workers
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetServices() uint64 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetSecrets() uint64 {
+	if x != nil {
+		return x.Secrets
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetZones() uint64 {
+	if x != nil {
+		return x.Zones
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetNodesRemoved() uint64 {
+	if x != nil {
+		return x.NodesRemoved
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetTasksWanted() uint64 {
+	if x != nil {
+		return x.TasksWanted
+	}
+	return 0
+}
+
+func (x *ClusterFacts) GetTasks() []*TaskCount {
+	if x != nil {
+		return x.Tasks
+	}
+	return nil
+}
+
+func (x *ClusterFacts) GetUnplaced() []*ReasonCount {
+	if x != nil {
+		return x.Unplaced
+	}
+	return nil
+}
+
+// LeaderFacts is what only the leader's memory has.
+type LeaderFacts struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Managers          []*ManagerLock         `protobuf:"bytes,1,rep,name=managers,proto3" json:"managers,omitempty"`
+	Sessions          uint64                 `protobuf:"varint,2,opt,name=sessions,proto3" json:"sessions,omitempty"` // claimed by managers, with an answer lately
+	NodesReady        uint64                 `protobuf:"varint,3,opt,name=nodes_ready,json=nodesReady,proto3" json:"nodes_ready,omitempty"`
+	NodesDown         uint64                 `protobuf:"varint,4,opt,name=nodes_down,json=nodesDown,proto3" json:"nodes_down,omitempty"`
+	NodesUnknown      uint64                 `protobuf:"varint,5,opt,name=nodes_unknown,json=nodesUnknown,proto3" json:"nodes_unknown,omitempty"`
+	ManagersReachable uint64                 `protobuf:"varint,6,opt,name=managers_reachable,json=managersReachable,proto3" json:"managers_reachable,omitempty"`
+	Alarms            uint64                 `protobuf:"varint,7,opt,name=alarms,proto3" json:"alarms,omitempty"` // nodes that one is raised about
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *LeaderFacts) Reset() {
+	*x = LeaderFacts{}
+	mi := &file_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LeaderFacts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LeaderFacts) ProtoMessage() {}
+
+func (x *LeaderFacts) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LeaderFacts.ProtoReflect.Descriptor instead.
+func (*LeaderFacts) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *LeaderFacts) GetManagers() []*ManagerLock {
+	if x != nil {
+		return x.Managers
+	}
+	return nil
+}
+
+func (x *LeaderFacts) GetSessions() uint64 {
+	if x != nil {
+		return x.Sessions
+	}
+	return 0
+}
+
+func (x *LeaderFacts) GetNodesReady() uint64 {
+	if x != nil {
+		return x.NodesReady
+	}
+	return 0
+}
+
+func (x *LeaderFacts) GetNodesDown() uint64 {
+	if x != nil {
+		return x.NodesDown
+	}
+	return 0
+}
+
+func (x *LeaderFacts) GetNodesUnknown() uint64 {
+	if x != nil {
+		return x.NodesUnknown
+	}
+	return 0
+}
+
+func (x *LeaderFacts) GetManagersReachable() uint64 {
+	if x != nil {
+		return x.ManagersReachable
+	}
+	return 0
+}
+
+func (x *LeaderFacts) GetAlarms() uint64 {
+	if x != nil {
+		return x.Alarms
+	}
+	return 0
+}
+
+type ManagerLock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	NodeId        string                 `protobuf:"bytes,1,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	LockState     string                 `protobuf:"bytes,2,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"` // empty: has not reported
+	UnlockKeyId   string                 `protobuf:"bytes,3,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`
+	DekGeneration uint64                 `protobuf:"varint,4,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ManagerLock) Reset() {
+	*x = ManagerLock{}
+	mi := &file_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ManagerLock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ManagerLock) ProtoMessage() {}
+
+func (x *ManagerLock) ProtoReflect() protoreflect.Message {
+	mi := &file_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ManagerLock.ProtoReflect.Descriptor instead.
+func (*ManagerLock) Descriptor() ([]byte, []int) {
+	return file_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ManagerLock) GetNodeId() string {
+	if x != nil {
+		return x.NodeId
+	}
+	return ""
+}
+
+func (x *ManagerLock) GetLockState() string {
+	if x != nil {
+		return x.LockState
+	}
+	return ""
+}
+
+func (x *ManagerLock) GetUnlockKeyId() string {
+	if x != nil {
+		return x.UnlockKeyId
+	}
+	return ""
+}
+
+func (x *ManagerLock) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
 type ControlLogsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	References    []string               `protobuf:"bytes,1,rep,name=references,proto3" json:"references,omitempty"` // services or tasks
@@ -1410,7 +3022,7 @@ type ControlLogsRequest struct {
 
 func (x *ControlLogsRequest) Reset() {
 	*x = ControlLogsRequest{}
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1422,7 +3034,7 @@ func (x *ControlLogsRequest) String() string {
 func (*ControlLogsRequest) ProtoMessage() {}
 
 func (x *ControlLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[18]
+	mi := &file_control_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1435,7 +3047,7 @@ func (x *ControlLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ControlLogsRequest.ProtoReflect.Descriptor instead.
 func (*ControlLogsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{18}
+	return file_control_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ControlLogsRequest) GetReferences() []string {
@@ -1469,7 +3081,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1481,7 +3093,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[19]
+	mi := &file_control_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1494,7 +3106,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{19}
+	return file_control_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *EventsRequest) GetKinds() []Kind {
@@ -1527,7 +3139,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +3151,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_control_proto_msgTypes[20]
+	mi := &file_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +3164,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_control_proto_rawDescGZIP(), []int{20}
+	return file_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Event) GetTimeNs() int64 {
@@ -1615,11 +3227,22 @@ const file_control_proto_rawDesc = "" +
 	"\n" +
 	"references\x18\x02 \x03(\tR\n" +
 	"references\x12\x14\n" +
-	"\x05local\x18\x03 \x01(\bR\x05local\"z\n" +
+	"\x05local\x18\x03 \x01(\bR\x05local\"\xa4\x01\n" +
 	"\tListReply\x12+\n" +
 	"\aobjects\x18\x01 \x03(\v2\x11.warden.v1.ObjectR\aobjects\x12*\n" +
 	"\x05nodes\x18\x02 \x03(\v2\x14.warden.v1.NodeStateR\x05nodes\x12\x14\n" +
-	"\x05index\x18\x03 \x01(\x04R\x05index\"\x9a\x02\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12(\n" +
+	"\x04uses\x18\x04 \x03(\v2\x14.warden.v1.SecretUseR\x04uses\"\xcc\x01\n" +
+	"\tSecretUse\x12\x1b\n" +
+	"\tsecret_id\x18\x01 \x01(\tR\bsecretId\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1d\n" +
+	"\n" +
+	"created_ns\x18\x03 \x01(\x03R\tcreatedNs\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x04 \x01(\x04R\tsizeBytes\x12\x18\n" +
+	"\acurrent\x18\x05 \x01(\bR\acurrent\x12\x1a\n" +
+	"\bservices\x18\x06 \x03(\tR\bservices\x12\x14\n" +
+	"\x05tasks\x18\a \x01(\rR\x05tasks\"\xe5\x02\n" +
 	"\tNodeState\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12/\n" +
 	"\bliveness\x18\x02 \x01(\x0e2\x13.warden.v1.LivenessR\bliveness\x12'\n" +
@@ -1630,7 +3253,10 @@ const file_control_proto_rawDesc = "" +
 	"\x04raft\x18\a \x01(\tR\x04raft\x12\x18\n" +
 	"\amessage\x18\b \x01(\tR\amessage\x12\x1d\n" +
 	"\n" +
-	"lock_state\x18\t \x01(\tR\tlockState\"\x92\x01\n" +
+	"lock_state\x18\t \x01(\tR\tlockState\x12\"\n" +
+	"\runlock_key_id\x18\n" +
+	" \x01(\tR\vunlockKeyId\x12%\n" +
+	"\x0edek_generation\x18\v \x01(\x04R\rdekGeneration\"\x92\x01\n" +
 	"\vChangeReply\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
@@ -1638,9 +3264,16 @@ const file_control_proto_rawDesc = "" +
 	"\x0fsilent_managers\x18\x04 \x03(\tR\x0esilentManagers\x12\x1a\n" +
 	"\bwarnings\x18\x05 \x03(\tR\bwarnings\"0\n" +
 	"\x10ReferenceRequest\x12\x1c\n" +
-	"\treference\x18\x01 \x01(\tR\treference\"6\n" +
+	"\treference\x18\x01 \x01(\tR\treference\"\x8f\x01\n" +
 	"\x14UpdateClusterRequest\x12\x1e\n" +
-	"\vleaf_ttl_ns\x18\x01 \x01(\x03R\tleafTtlNs\"\xc7\x01\n" +
+	"\vleaf_ttl_ns\x18\x01 \x01(\x03R\tleafTtlNs\x12\x1f\n" +
+	"\bautolock\x18\x02 \x01(\bH\x00R\bautolock\x88\x01\x01\x12)\n" +
+	"\x10unlock_recipient\x18\x03 \x01(\fR\x0funlockRecipientB\v\n" +
+	"\t_autolock\"C\n" +
+	"\x16RotateUnlockKeyRequest\x12)\n" +
+	"\x10unlock_recipient\x18\x01 \x01(\fR\x0funlockRecipient\"\x12\n" +
+	"\x10RotateDEKRequest\"\x16\n" +
+	"\x14RotateIssuingRequest\"\xc7\x01\n" +
 	"\x12CreateTokenRequest\x12#\n" +
 	"\x04role\x18\x01 \x01(\x0e2\x0f.warden.v1.RoleR\x04role\x12\x16\n" +
 	"\x06rotate\x18\x02 \x01(\bR\x06rotate\x12\x15\n" +
@@ -1685,7 +3318,11 @@ const file_control_proto_rawDesc = "" +
 	"\x11CreateZoneRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"B\n" +
 	"\x14CreateServiceRequest\x12*\n" +
-	"\x04spec\x18\x01 \x01(\v2\x16.warden.v1.ServiceSpecR\x04spec\"O\n" +
+	"\x04spec\x18\x01 \x01(\v2\x16.warden.v1.ServiceSpecR\x04spec\"z\n" +
+	"\x14UpdateServiceRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12*\n" +
+	"\x04spec\x18\x03 \x01(\v2\x16.warden.v1.ServiceSpecR\x04spec\"O\n" +
 	"\x13ScaleServiceRequest\x12\x1c\n" +
 	"\treference\x18\x01 \x01(\tR\treference\x12\x1a\n" +
 	"\breplicas\x18\x02 \x01(\x04R\breplicas\"\xd2\x01\n" +
@@ -1696,14 +3333,22 @@ const file_control_proto_rawDesc = "" +
 	"\x04data\x18\x04 \x01(\fR\x04data\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x0f\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"G\n" +
+	"\x13RotateSecretRequest\x12\x1c\n" +
+	"\treference\x18\x01 \x01(\tR\treference\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\"o\n" +
+	"\x11RotateSecretReply\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x14\n" +
+	"\x05index\x18\x03 \x01(\x04R\x05index\x12\x1a\n" +
+	"\bservices\x18\x04 \x03(\tR\bservices\"\x0f\n" +
 	"\rStatusRequest\"\x8b\x01\n" +
 	"\vTaskProblem\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12!\n" +
 	"\fservice_name\x18\x02 \x01(\tR\vserviceName\x12\x12\n" +
 	"\x04slot\x18\x03 \x01(\x04R\x04slot\x12\x14\n" +
 	"\x05state\x18\x04 \x01(\tR\x05state\x12\x16\n" +
-	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xa9\x05\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\"\xd1\x05\n" +
 	"\vStatusReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
@@ -1726,7 +3371,127 @@ const file_control_proto_rawDesc = "" +
 	"\x05notes\x18\x11 \x03(\tR\x05notes\x12\x18\n" +
 	"\asecrets\x18\x12 \x01(\rR\asecrets\x12\x1a\n" +
 	"\bservices\x18\x13 \x01(\rR\bservices\x12*\n" +
-	"\x05nodes\x18\x14 \x03(\v2\x14.warden.v1.NodeStateR\x05nodes\"`\n" +
+	"\x05nodes\x18\x14 \x03(\v2\x14.warden.v1.NodeStateR\x05nodes\x12&\n" +
+	"\x05facts\x18\x15 \x01(\v2\x10.warden.v1.FactsR\x05facts\"\xfa\x01\n" +
+	"\x05Facts\x12\x17\n" +
+	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12(\n" +
+	"\x04node\x18\x03 \x01(\v2\x14.warden.v1.NodeFactsR\x04node\x121\n" +
+	"\amanager\x18\x04 \x01(\v2\x17.warden.v1.ManagerFactsR\amanager\x121\n" +
+	"\acluster\x18\x05 \x01(\v2\x17.warden.v1.ClusterFactsR\acluster\x12.\n" +
+	"\x06leader\x18\x06 \x01(\v2\x16.warden.v1.LeaderFactsR\x06leader\"r\n" +
+	"\tHistogram\x12\x16\n" +
+	"\x06bounds\x18\x01 \x03(\x01R\x06bounds\x12\x16\n" +
+	"\x06counts\x18\x02 \x03(\x04R\x06counts\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\x12\x1f\n" +
+	"\vsum_seconds\x18\x04 \x01(\x01R\n" +
+	"sumSeconds\"7\n" +
+	"\tTaskCount\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"L\n" +
+	"\fRefusalCount\x12\x12\n" +
+	"\x04door\x18\x01 \x01(\tR\x04door\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\"T\n" +
+	"\fRenewalCount\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06result\x18\x02 \x01(\tR\x06result\x12\x14\n" +
+	"\x05count\x18\x03 \x01(\x04R\x05count\";\n" +
+	"\vReasonCount\x12\x16\n" +
+	"\x06reason\x18\x01 \x01(\tR\x06reason\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x04R\x05count\"\x9c\x03\n" +
+	"\tNodeFacts\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x1d\n" +
+	"\n" +
+	"lock_state\x18\x03 \x01(\tR\tlockState\x12\"\n" +
+	"\runlock_key_id\x18\x04 \x01(\tR\vunlockKeyId\x12%\n" +
+	"\x0edek_generation\x18\x05 \x01(\x04R\rdekGeneration\x12+\n" +
+	"\x12leaf_not_before_ns\x18\x06 \x01(\x03R\x0fleafNotBeforeNs\x12)\n" +
+	"\x11leaf_not_after_ns\x18\a \x01(\x03R\x0eleafNotAfterNs\x12\x18\n" +
+	"\asession\x18\b \x01(\bR\asession\x12(\n" +
+	"\x10session_since_ns\x18\t \x01(\x03R\x0esessionSinceNs\x12*\n" +
+	"\x05tasks\x18\n" +
+	" \x03(\v2\x14.warden.v1.TaskCountR\x05tasks\x123\n" +
+	"\binstalls\x18\v \x03(\v2\x17.warden.v1.RenewalCountR\binstalls\"\xf6\x03\n" +
+	"\fManagerFacts\x12\x14\n" +
+	"\x05ready\x18\x01 \x01(\bR\x05ready\x12\x14\n" +
+	"\x05lease\x18\x02 \x01(\bR\x05lease\x123\n" +
+	"\brefusals\x18\x03 \x03(\v2\x17.warden.v1.RefusalCountR\brefusals\x12\x1e\n" +
+	"\n" +
+	"handshakes\x18\x04 \x01(\x04R\n" +
+	"handshakes\x12 \n" +
+	"\vconnections\x18\x05 \x01(\x04R\vconnections\x12\x1a\n" +
+	"\bsessions\x18\x06 \x01(\x04R\bsessions\x123\n" +
+	"\brenewals\x18\a \x03(\v2\x17.warden.v1.RenewalCountR\brenewals\x120\n" +
+	"\bdispatch\x18\b \x01(\v2\x14.warden.v1.HistogramR\bdispatch\x12,\n" +
+	"\x06rounds\x18\t \x01(\v2\x14.warden.v1.HistogramR\x06rounds\x12!\n" +
+	"\ftasks_placed\x18\n" +
+	" \x01(\x04R\vtasksPlaced\x12-\n" +
+	"\x12placements_refused\x18\v \x01(\x04R\x11placementsRefused\x12\x16\n" +
+	"\x06alarms\x18\f \x01(\x04R\x06alarms\x12(\n" +
+	"\x04raft\x18\r \x01(\v2\x14.warden.v1.RaftFactsR\x04raft\"\x84\x04\n" +
+	"\tRaftFacts\x12\x12\n" +
+	"\x04term\x18\x01 \x01(\x04R\x04term\x12!\n" +
+	"\fleader_known\x18\x02 \x01(\bR\vleaderKnown\x12\x18\n" +
+	"\aleading\x18\x03 \x01(\bR\aleading\x12%\n" +
+	"\x0eleader_changes\x18\x04 \x01(\x04R\rleaderChanges\x12\x1d\n" +
+	"\n" +
+	"last_index\x18\x05 \x01(\x04R\tlastIndex\x12!\n" +
+	"\fcommit_index\x18\x06 \x01(\x04R\vcommitIndex\x12#\n" +
+	"\rapplied_index\x18\a \x01(\x04R\fappliedIndex\x12\x16\n" +
+	"\x06voters\x18\b \x01(\x04R\x06voters\x12\x1c\n" +
+	"\tnonvoters\x18\t \x01(\x04R\tnonvoters\x12\x1f\n" +
+	"\vlog_entries\x18\n" +
+	" \x01(\x04R\n" +
+	"logEntries\x12\x1d\n" +
+	"\n" +
+	"disk_bytes\x18\v \x01(\x04R\tdiskBytes\x12%\n" +
+	"\x0esnapshot_index\x18\f \x01(\x04R\rsnapshotIndex\x12\x1f\n" +
+	"\vsnapshot_ns\x18\r \x01(\x03R\n" +
+	"snapshotNs\x12,\n" +
+	"\x06append\x18\x0e \x01(\v2\x14.warden.v1.HistogramR\x06append\x12,\n" +
+	"\x06commit\x18\x0f \x01(\v2\x14.warden.v1.HistogramR\x06commit\"\xd6\x06\n" +
+	"\fClusterFacts\x12)\n" +
+	"\x11root_not_after_ns\x18\x01 \x01(\x03R\x0erootNotAfterNs\x12/\n" +
+	"\x14issuing_not_after_ns\x18\x02 \x01(\x03R\x11issuingNotAfterNs\x12-\n" +
+	"\x12issuing_generation\x18\x03 \x01(\x04R\x11issuingGeneration\x12+\n" +
+	"\x11keyset_generation\x18\x04 \x01(\x04R\x10keysetGeneration\x12'\n" +
+	"\x0flock_generation\x18\x05 \x01(\x04R\x0elockGeneration\x12%\n" +
+	"\x0edek_generation\x18\x06 \x01(\x04R\rdekGeneration\x12\x1a\n" +
+	"\bautolock\x18\a \x01(\bR\bautolock\x12\"\n" +
+	"\runlock_key_id\x18\b \x01(\tR\vunlockKeyId\x12,\n" +
+	"\x12leaves_near_expiry\x18\t \x01(\x04R\x10leavesNearExpiry\x12%\n" +
+	"\x0eleaves_expired\x18\n" +
+	" \x01(\x04R\rleavesExpired\x12*\n" +
+	"\x11leaves_old_issuer\x18\v \x01(\x04R\x0fleavesOldIssuer\x12$\n" +
+	"\x0eleaves_old_dek\x18\f \x01(\x04R\fleavesOldDek\x12-\n" +
+	"\x12distrusted_issuers\x18\r \x01(\x04R\x11distrustedIssuers\x12\x1a\n" +
+	"\bmanagers\x18\x0e \x01(\x04R\bmanagers\x12\x18\n" +
+	"\aworkers\x18\x0f \x01(\x04R\aworkers\x12\x1a\n" +
+	"\bservices\x18\x10 \x01(\x04R\bservices\x12\x18\n" +
+	"\asecrets\x18\x11 \x01(\x04R\asecrets\x12\x14\n" +
+	"\x05zones\x18\x12 \x01(\x04R\x05zones\x12#\n" +
+	"\rnodes_removed\x18\x13 \x01(\x04R\fnodesRemoved\x12!\n" +
+	"\ftasks_wanted\x18\x14 \x01(\x04R\vtasksWanted\x12*\n" +
+	"\x05tasks\x18\x15 \x03(\v2\x14.warden.v1.TaskCountR\x05tasks\x122\n" +
+	"\bunplaced\x18\x16 \x03(\v2\x16.warden.v1.ReasonCountR\bunplaced\"\x89\x02\n" +
+	"\vLeaderFacts\x122\n" +
+	"\bmanagers\x18\x01 \x03(\v2\x16.warden.v1.ManagerLockR\bmanagers\x12\x1a\n" +
+	"\bsessions\x18\x02 \x01(\x04R\bsessions\x12\x1f\n" +
+	"\vnodes_ready\x18\x03 \x01(\x04R\n" +
+	"nodesReady\x12\x1d\n" +
+	"\n" +
+	"nodes_down\x18\x04 \x01(\x04R\tnodesDown\x12#\n" +
+	"\rnodes_unknown\x18\x05 \x01(\x04R\fnodesUnknown\x12-\n" +
+	"\x12managers_reachable\x18\x06 \x01(\x04R\x11managersReachable\x12\x16\n" +
+	"\x06alarms\x18\a \x01(\x04R\x06alarms\"\x90\x01\n" +
+	"\vManagerLock\x12\x17\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x1d\n" +
+	"\n" +
+	"lock_state\x18\x02 \x01(\tR\tlockState\x12\"\n" +
+	"\runlock_key_id\x18\x03 \x01(\tR\vunlockKeyId\x12%\n" +
+	"\x0edek_generation\x18\x04 \x01(\x04R\rdekGeneration\"`\n" +
 	"\x12ControlLogsRequest\x12\x1e\n" +
 	"\n" +
 	"references\x18\x01 \x03(\tR\n" +
@@ -1748,10 +3513,13 @@ const file_control_proto_rawDesc = "" +
 	"\bLiveness\x12\x14\n" +
 	"\x10LIVENESS_UNKNOWN\x10\x00\x12\x12\n" +
 	"\x0eLIVENESS_READY\x10\x01\x12\x11\n" +
-	"\rLIVENESS_DOWN\x10\x022\xc2\b\n" +
+	"\rLIVENESS_DOWN\x10\x022\xb4\v\n" +
 	"\aControl\x124\n" +
 	"\x04List\x12\x16.warden.v1.ListRequest\x1a\x14.warden.v1.ListReply\x12H\n" +
-	"\rUpdateCluster\x12\x1f.warden.v1.UpdateClusterRequest\x1a\x16.warden.v1.ChangeReply\x12I\n" +
+	"\rUpdateCluster\x12\x1f.warden.v1.UpdateClusterRequest\x1a\x16.warden.v1.ChangeReply\x12L\n" +
+	"\x0fRotateUnlockKey\x12!.warden.v1.RotateUnlockKeyRequest\x1a\x16.warden.v1.ChangeReply\x12@\n" +
+	"\tRotateDEK\x12\x1b.warden.v1.RotateDEKRequest\x1a\x16.warden.v1.ChangeReply\x12H\n" +
+	"\rRotateIssuing\x12\x1f.warden.v1.RotateIssuingRequest\x1a\x16.warden.v1.ChangeReply\x12I\n" +
 	"\vCreateToken\x12\x1d.warden.v1.CreateTokenRequest\x1a\x1b.warden.v1.CreateTokenReply\x12B\n" +
 	"\vRevokeToken\x12\x1b.warden.v1.ReferenceRequest\x1a\x16.warden.v1.ChangeReply\x12B\n" +
 	"\n" +
@@ -1762,10 +3530,12 @@ const file_control_proto_rawDesc = "" +
 	"CreateZone\x12\x1c.warden.v1.CreateZoneRequest\x1a\x16.warden.v1.ChangeReply\x12A\n" +
 	"\n" +
 	"RemoveZone\x12\x1b.warden.v1.ReferenceRequest\x1a\x16.warden.v1.ChangeReply\x12H\n" +
-	"\rCreateService\x12\x1f.warden.v1.CreateServiceRequest\x1a\x16.warden.v1.ChangeReply\x12F\n" +
+	"\rCreateService\x12\x1f.warden.v1.CreateServiceRequest\x1a\x16.warden.v1.ChangeReply\x12H\n" +
+	"\rUpdateService\x12\x1f.warden.v1.UpdateServiceRequest\x1a\x16.warden.v1.ChangeReply\x12F\n" +
 	"\fScaleService\x12\x1e.warden.v1.ScaleServiceRequest\x1a\x16.warden.v1.ChangeReply\x12D\n" +
 	"\rRemoveService\x12\x1b.warden.v1.ReferenceRequest\x1a\x16.warden.v1.ChangeReply\x12F\n" +
-	"\fCreateSecret\x12\x1e.warden.v1.CreateSecretRequest\x1a\x16.warden.v1.ChangeReply\x12C\n" +
+	"\fCreateSecret\x12\x1e.warden.v1.CreateSecretRequest\x1a\x16.warden.v1.ChangeReply\x12L\n" +
+	"\fRotateSecret\x12\x1e.warden.v1.RotateSecretRequest\x1a\x1c.warden.v1.RotateSecretReply\x12C\n" +
 	"\fRemoveSecret\x12\x1b.warden.v1.ReferenceRequest\x1a\x16.warden.v1.ChangeReply\x12:\n" +
 	"\x06Status\x12\x18.warden.v1.StatusRequest\x1a\x16.warden.v1.StatusReply\x12<\n" +
 	"\x04Logs\x12\x1d.warden.v1.ControlLogsRequest\x1a\x13.warden.v1.LogChunk0\x01\x126\n" +
@@ -1785,94 +3555,142 @@ func file_control_proto_rawDescGZIP() []byte {
 }
 
 var file_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_control_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_control_proto_goTypes = []any{
-	(Liveness)(0),                // 0: warden.v1.Liveness
-	(*ListRequest)(nil),          // 1: warden.v1.ListRequest
-	(*ListReply)(nil),            // 2: warden.v1.ListReply
-	(*NodeState)(nil),            // 3: warden.v1.NodeState
-	(*ChangeReply)(nil),          // 4: warden.v1.ChangeReply
-	(*ReferenceRequest)(nil),     // 5: warden.v1.ReferenceRequest
-	(*UpdateClusterRequest)(nil), // 6: warden.v1.UpdateClusterRequest
-	(*CreateTokenRequest)(nil),   // 7: warden.v1.CreateTokenRequest
-	(*CreateTokenReply)(nil),     // 8: warden.v1.CreateTokenReply
-	(*UpdateNodeRequest)(nil),    // 9: warden.v1.UpdateNodeRequest
-	(*RemoveNodeRequest)(nil),    // 10: warden.v1.RemoveNodeRequest
-	(*RemoveNodeReply)(nil),      // 11: warden.v1.RemoveNodeReply
-	(*CreateZoneRequest)(nil),    // 12: warden.v1.CreateZoneRequest
-	(*CreateServiceRequest)(nil), // 13: warden.v1.CreateServiceRequest
-	(*ScaleServiceRequest)(nil),  // 14: warden.v1.ScaleServiceRequest
-	(*CreateSecretRequest)(nil),  // 15: warden.v1.CreateSecretRequest
-	(*StatusRequest)(nil),        // 16: warden.v1.StatusRequest
-	(*TaskProblem)(nil),          // 17: warden.v1.TaskProblem
-	(*StatusReply)(nil),          // 18: warden.v1.StatusReply
-	(*ControlLogsRequest)(nil),   // 19: warden.v1.ControlLogsRequest
-	(*EventsRequest)(nil),        // 20: warden.v1.EventsRequest
-	(*Event)(nil),                // 21: warden.v1.Event
-	nil,                          // 22: warden.v1.UpdateNodeRequest.LabelsAddEntry
-	nil,                          // 23: warden.v1.CreateSecretRequest.LabelsEntry
-	(Kind)(0),                    // 24: warden.v1.Kind
-	(*Object)(nil),               // 25: warden.v1.Object
-	(Role)(0),                    // 26: warden.v1.Role
-	(Availability)(0),            // 27: warden.v1.Availability
-	(*Exposure)(nil),             // 28: warden.v1.Exposure
-	(*ServiceSpec)(nil),          // 29: warden.v1.ServiceSpec
-	(*LogChunk)(nil),             // 30: warden.v1.LogChunk
+	(Liveness)(0),                  // 0: warden.v1.Liveness
+	(*ListRequest)(nil),            // 1: warden.v1.ListRequest
+	(*ListReply)(nil),              // 2: warden.v1.ListReply
+	(*SecretUse)(nil),              // 3: warden.v1.SecretUse
+	(*NodeState)(nil),              // 4: warden.v1.NodeState
+	(*ChangeReply)(nil),            // 5: warden.v1.ChangeReply
+	(*ReferenceRequest)(nil),       // 6: warden.v1.ReferenceRequest
+	(*UpdateClusterRequest)(nil),   // 7: warden.v1.UpdateClusterRequest
+	(*RotateUnlockKeyRequest)(nil), // 8: warden.v1.RotateUnlockKeyRequest
+	(*RotateDEKRequest)(nil),       // 9: warden.v1.RotateDEKRequest
+	(*RotateIssuingRequest)(nil),   // 10: warden.v1.RotateIssuingRequest
+	(*CreateTokenRequest)(nil),     // 11: warden.v1.CreateTokenRequest
+	(*CreateTokenReply)(nil),       // 12: warden.v1.CreateTokenReply
+	(*UpdateNodeRequest)(nil),      // 13: warden.v1.UpdateNodeRequest
+	(*RemoveNodeRequest)(nil),      // 14: warden.v1.RemoveNodeRequest
+	(*RemoveNodeReply)(nil),        // 15: warden.v1.RemoveNodeReply
+	(*CreateZoneRequest)(nil),      // 16: warden.v1.CreateZoneRequest
+	(*CreateServiceRequest)(nil),   // 17: warden.v1.CreateServiceRequest
+	(*UpdateServiceRequest)(nil),   // 18: warden.v1.UpdateServiceRequest
+	(*ScaleServiceRequest)(nil),    // 19: warden.v1.ScaleServiceRequest
+	(*CreateSecretRequest)(nil),    // 20: warden.v1.CreateSecretRequest
+	(*RotateSecretRequest)(nil),    // 21: warden.v1.RotateSecretRequest
+	(*RotateSecretReply)(nil),      // 22: warden.v1.RotateSecretReply
+	(*StatusRequest)(nil),          // 23: warden.v1.StatusRequest
+	(*TaskProblem)(nil),            // 24: warden.v1.TaskProblem
+	(*StatusReply)(nil),            // 25: warden.v1.StatusReply
+	(*Facts)(nil),                  // 26: warden.v1.Facts
+	(*Histogram)(nil),              // 27: warden.v1.Histogram
+	(*TaskCount)(nil),              // 28: warden.v1.TaskCount
+	(*RefusalCount)(nil),           // 29: warden.v1.RefusalCount
+	(*RenewalCount)(nil),           // 30: warden.v1.RenewalCount
+	(*ReasonCount)(nil),            // 31: warden.v1.ReasonCount
+	(*NodeFacts)(nil),              // 32: warden.v1.NodeFacts
+	(*ManagerFacts)(nil),           // 33: warden.v1.ManagerFacts
+	(*RaftFacts)(nil),              // 34: warden.v1.RaftFacts
+	(*ClusterFacts)(nil),           // 35: warden.v1.ClusterFacts
+	(*LeaderFacts)(nil),            // 36: warden.v1.LeaderFacts
+	(*ManagerLock)(nil),            // 37: warden.v1.ManagerLock
+	(*ControlLogsRequest)(nil),     // 38: warden.v1.ControlLogsRequest
+	(*EventsRequest)(nil),          // 39: warden.v1.EventsRequest
+	(*Event)(nil),                  // 40: warden.v1.Event
+	nil,                            // 41: warden.v1.UpdateNodeRequest.LabelsAddEntry
+	nil,                            // 42: warden.v1.CreateSecretRequest.LabelsEntry
+	(Kind)(0),                      // 43: warden.v1.Kind
+	(*Object)(nil),                 // 44: warden.v1.Object
+	(Role)(0),                      // 45: warden.v1.Role
+	(Availability)(0),              // 46: warden.v1.Availability
+	(*Exposure)(nil),               // 47: warden.v1.Exposure
+	(*ServiceSpec)(nil),            // 48: warden.v1.ServiceSpec
+	(*LogChunk)(nil),               // 49: warden.v1.LogChunk
 }
 var file_control_proto_depIdxs = []int32{
-	24, // 0: warden.v1.ListRequest.kind:type_name -> warden.v1.Kind
-	25, // 1: warden.v1.ListReply.objects:type_name -> warden.v1.Object
-	3,  // 2: warden.v1.ListReply.nodes:type_name -> warden.v1.NodeState
-	0,  // 3: warden.v1.NodeState.liveness:type_name -> warden.v1.Liveness
-	26, // 4: warden.v1.CreateTokenRequest.role:type_name -> warden.v1.Role
-	27, // 5: warden.v1.UpdateNodeRequest.availability:type_name -> warden.v1.Availability
-	22, // 6: warden.v1.UpdateNodeRequest.labels_add:type_name -> warden.v1.UpdateNodeRequest.LabelsAddEntry
-	26, // 7: warden.v1.UpdateNodeRequest.role:type_name -> warden.v1.Role
-	26, // 8: warden.v1.RemoveNodeReply.role:type_name -> warden.v1.Role
-	28, // 9: warden.v1.RemoveNodeReply.exposures:type_name -> warden.v1.Exposure
-	29, // 10: warden.v1.CreateServiceRequest.spec:type_name -> warden.v1.ServiceSpec
-	23, // 11: warden.v1.CreateSecretRequest.labels:type_name -> warden.v1.CreateSecretRequest.LabelsEntry
-	17, // 12: warden.v1.StatusReply.problems:type_name -> warden.v1.TaskProblem
-	3,  // 13: warden.v1.StatusReply.nodes:type_name -> warden.v1.NodeState
-	24, // 14: warden.v1.EventsRequest.kinds:type_name -> warden.v1.Kind
-	24, // 15: warden.v1.Event.kind:type_name -> warden.v1.Kind
-	1,  // 16: warden.v1.Control.List:input_type -> warden.v1.ListRequest
-	6,  // 17: warden.v1.Control.UpdateCluster:input_type -> warden.v1.UpdateClusterRequest
-	7,  // 18: warden.v1.Control.CreateToken:input_type -> warden.v1.CreateTokenRequest
-	5,  // 19: warden.v1.Control.RevokeToken:input_type -> warden.v1.ReferenceRequest
-	9,  // 20: warden.v1.Control.UpdateNode:input_type -> warden.v1.UpdateNodeRequest
-	10, // 21: warden.v1.Control.RemoveNode:input_type -> warden.v1.RemoveNodeRequest
-	12, // 22: warden.v1.Control.CreateZone:input_type -> warden.v1.CreateZoneRequest
-	5,  // 23: warden.v1.Control.RemoveZone:input_type -> warden.v1.ReferenceRequest
-	13, // 24: warden.v1.Control.CreateService:input_type -> warden.v1.CreateServiceRequest
-	14, // 25: warden.v1.Control.ScaleService:input_type -> warden.v1.ScaleServiceRequest
-	5,  // 26: warden.v1.Control.RemoveService:input_type -> warden.v1.ReferenceRequest
-	15, // 27: warden.v1.Control.CreateSecret:input_type -> warden.v1.CreateSecretRequest
-	5,  // 28: warden.v1.Control.RemoveSecret:input_type -> warden.v1.ReferenceRequest
-	16, // 29: warden.v1.Control.Status:input_type -> warden.v1.StatusRequest
-	19, // 30: warden.v1.Control.Logs:input_type -> warden.v1.ControlLogsRequest
-	20, // 31: warden.v1.Control.Events:input_type -> warden.v1.EventsRequest
-	2,  // 32: warden.v1.Control.List:output_type -> warden.v1.ListReply
-	4,  // 33: warden.v1.Control.UpdateCluster:output_type -> warden.v1.ChangeReply
-	8,  // 34: warden.v1.Control.CreateToken:output_type -> warden.v1.CreateTokenReply
-	4,  // 35: warden.v1.Control.RevokeToken:output_type -> warden.v1.ChangeReply
-	4,  // 36: warden.v1.Control.UpdateNode:output_type -> warden.v1.ChangeReply
-	11, // 37: warden.v1.Control.RemoveNode:output_type -> warden.v1.RemoveNodeReply
-	4,  // 38: warden.v1.Control.CreateZone:output_type -> warden.v1.ChangeReply
-	4,  // 39: warden.v1.Control.RemoveZone:output_type -> warden.v1.ChangeReply
-	4,  // 40: warden.v1.Control.CreateService:output_type -> warden.v1.ChangeReply
-	4,  // 41: warden.v1.Control.ScaleService:output_type -> warden.v1.ChangeReply
-	4,  // 42: warden.v1.Control.RemoveService:output_type -> warden.v1.ChangeReply
-	4,  // 43: warden.v1.Control.CreateSecret:output_type -> warden.v1.ChangeReply
-	4,  // 44: warden.v1.Control.RemoveSecret:output_type -> warden.v1.ChangeReply
-	18, // 45: warden.v1.Control.Status:output_type -> warden.v1.StatusReply
-	30, // 46: warden.v1.Control.Logs:output_type -> warden.v1.LogChunk
-	21, // 47: warden.v1.Control.Events:output_type -> warden.v1.Event
-	32, // [32:48] is the sub-list for method output_type
-	16, // [16:32] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	43, // 0: warden.v1.ListRequest.kind:type_name -> warden.v1.Kind
+	44, // 1: warden.v1.ListReply.objects:type_name -> warden.v1.Object
+	4,  // 2: warden.v1.ListReply.nodes:type_name -> warden.v1.NodeState
+	3,  // 3: warden.v1.ListReply.uses:type_name -> warden.v1.SecretUse
+	0,  // 4: warden.v1.NodeState.liveness:type_name -> warden.v1.Liveness
+	45, // 5: warden.v1.CreateTokenRequest.role:type_name -> warden.v1.Role
+	46, // 6: warden.v1.UpdateNodeRequest.availability:type_name -> warden.v1.Availability
+	41, // 7: warden.v1.UpdateNodeRequest.labels_add:type_name -> warden.v1.UpdateNodeRequest.LabelsAddEntry
+	45, // 8: warden.v1.UpdateNodeRequest.role:type_name -> warden.v1.Role
+	45, // 9: warden.v1.RemoveNodeReply.role:type_name -> warden.v1.Role
+	47, // 10: warden.v1.RemoveNodeReply.exposures:type_name -> warden.v1.Exposure
+	48, // 11: warden.v1.CreateServiceRequest.spec:type_name -> warden.v1.ServiceSpec
+	48, // 12: warden.v1.UpdateServiceRequest.spec:type_name -> warden.v1.ServiceSpec
+	42, // 13: warden.v1.CreateSecretRequest.labels:type_name -> warden.v1.CreateSecretRequest.LabelsEntry
+	24, // 14: warden.v1.StatusReply.problems:type_name -> warden.v1.TaskProblem
+	4,  // 15: warden.v1.StatusReply.nodes:type_name -> warden.v1.NodeState
+	26, // 16: warden.v1.StatusReply.facts:type_name -> warden.v1.Facts
+	32, // 17: warden.v1.Facts.node:type_name -> warden.v1.NodeFacts
+	33, // 18: warden.v1.Facts.manager:type_name -> warden.v1.ManagerFacts
+	35, // 19: warden.v1.Facts.cluster:type_name -> warden.v1.ClusterFacts
+	36, // 20: warden.v1.Facts.leader:type_name -> warden.v1.LeaderFacts
+	28, // 21: warden.v1.NodeFacts.tasks:type_name -> warden.v1.TaskCount
+	30, // 22: warden.v1.NodeFacts.installs:type_name -> warden.v1.RenewalCount
+	29, // 23: warden.v1.ManagerFacts.refusals:type_name -> warden.v1.RefusalCount
+	30, // 24: warden.v1.ManagerFacts.renewals:type_name -> warden.v1.RenewalCount
+	27, // 25: warden.v1.ManagerFacts.dispatch:type_name -> warden.v1.Histogram
+	27, // 26: warden.v1.ManagerFacts.rounds:type_name -> warden.v1.Histogram
+	34, // 27: warden.v1.ManagerFacts.raft:type_name -> warden.v1.RaftFacts
+	27, // 28: warden.v1.RaftFacts.append:type_name -> warden.v1.Histogram
+	27, // 29: warden.v1.RaftFacts.commit:type_name -> warden.v1.Histogram
+	28, // 30: warden.v1.ClusterFacts.tasks:type_name -> warden.v1.TaskCount
+	31, // 31: warden.v1.ClusterFacts.unplaced:type_name -> warden.v1.ReasonCount
+	37, // 32: warden.v1.LeaderFacts.managers:type_name -> warden.v1.ManagerLock
+	43, // 33: warden.v1.EventsRequest.kinds:type_name -> warden.v1.Kind
+	43, // 34: warden.v1.Event.kind:type_name -> warden.v1.Kind
+	1,  // 35: warden.v1.Control.List:input_type -> warden.v1.ListRequest
+	7,  // 36: warden.v1.Control.UpdateCluster:input_type -> warden.v1.UpdateClusterRequest
+	8,  // 37: warden.v1.Control.RotateUnlockKey:input_type -> warden.v1.RotateUnlockKeyRequest
+	9,  // 38: warden.v1.Control.RotateDEK:input_type -> warden.v1.RotateDEKRequest
+	10, // 39: warden.v1.Control.RotateIssuing:input_type -> warden.v1.RotateIssuingRequest
+	11, // 40: warden.v1.Control.CreateToken:input_type -> warden.v1.CreateTokenRequest
+	6,  // 41: warden.v1.Control.RevokeToken:input_type -> warden.v1.ReferenceRequest
+	13, // 42: warden.v1.Control.UpdateNode:input_type -> warden.v1.UpdateNodeRequest
+	14, // 43: warden.v1.Control.RemoveNode:input_type -> warden.v1.RemoveNodeRequest
+	16, // 44: warden.v1.Control.CreateZone:input_type -> warden.v1.CreateZoneRequest
+	6,  // 45: warden.v1.Control.RemoveZone:input_type -> warden.v1.ReferenceRequest
+	17, // 46: warden.v1.Control.CreateService:input_type -> warden.v1.CreateServiceRequest
+	18, // 47: warden.v1.Control.UpdateService:input_type -> warden.v1.UpdateServiceRequest
+	19, // 48: warden.v1.Control.ScaleService:input_type -> warden.v1.ScaleServiceRequest
+	6,  // 49: warden.v1.Control.RemoveService:input_type -> warden.v1.ReferenceRequest
+	20, // 50: warden.v1.Control.CreateSecret:input_type -> warden.v1.CreateSecretRequest
+	21, // 51: warden.v1.Control.RotateSecret:input_type -> warden.v1.RotateSecretRequest
+	6,  // 52: warden.v1.Control.RemoveSecret:input_type -> warden.v1.ReferenceRequest
+	23, // 53: warden.v1.Control.Status:input_type -> warden.v1.StatusRequest
+	38, // 54: warden.v1.Control.Logs:input_type -> warden.v1.ControlLogsRequest
+	39, // 55: warden.v1.Control.Events:input_type -> warden.v1.EventsRequest
+	2,  // 56: warden.v1.Control.List:output_type -> warden.v1.ListReply
+	5,  // 57: warden.v1.Control.UpdateCluster:output_type -> warden.v1.ChangeReply
+	5,  // 58: warden.v1.Control.RotateUnlockKey:output_type -> warden.v1.ChangeReply
+	5,  // 59: warden.v1.Control.RotateDEK:output_type -> warden.v1.ChangeReply
+	5,  // 60: warden.v1.Control.RotateIssuing:output_type -> warden.v1.ChangeReply
+	12, // 61: warden.v1.Control.CreateToken:output_type -> warden.v1.CreateTokenReply
+	5,  // 62: warden.v1.Control.RevokeToken:output_type -> warden.v1.ChangeReply
+	5,  // 63: warden.v1.Control.UpdateNode:output_type -> warden.v1.ChangeReply
+	15, // 64: warden.v1.Control.RemoveNode:output_type -> warden.v1.RemoveNodeReply
+	5,  // 65: warden.v1.Control.CreateZone:output_type -> warden.v1.ChangeReply
+	5,  // 66: warden.v1.Control.RemoveZone:output_type -> warden.v1.ChangeReply
+	5,  // 67: warden.v1.Control.CreateService:output_type -> warden.v1.ChangeReply
+	5,  // 68: warden.v1.Control.UpdateService:output_type -> warden.v1.ChangeReply
+	5,  // 69: warden.v1.Control.ScaleService:output_type -> warden.v1.ChangeReply
+	5,  // 70: warden.v1.Control.RemoveService:output_type -> warden.v1.ChangeReply
+	5,  // 71: warden.v1.Control.CreateSecret:output_type -> warden.v1.ChangeReply
+	22, // 72: warden.v1.Control.RotateSecret:output_type -> warden.v1.RotateSecretReply
+	5,  // 73: warden.v1.Control.RemoveSecret:output_type -> warden.v1.ChangeReply
+	25, // 74: warden.v1.Control.Status:output_type -> warden.v1.StatusReply
+	49, // 75: warden.v1.Control.Logs:output_type -> warden.v1.LogChunk
+	40, // 76: warden.v1.Control.Events:output_type -> warden.v1.Event
+	56, // [56:77] is the sub-list for method output_type
+	35, // [35:56] is the sub-list for method input_type
+	35, // [35:35] is the sub-list for extension type_name
+	35, // [35:35] is the sub-list for extension extendee
+	0,  // [0:35] is the sub-list for field type_name
 }
 
 func init() { file_control_proto_init() }
@@ -1882,13 +3700,14 @@ func file_control_proto_init() {
 	}
 	file_objects_proto_init()
 	file_node_proto_init()
+	file_control_proto_msgTypes[6].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_control_proto_rawDesc), len(file_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   23,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

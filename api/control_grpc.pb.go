@@ -19,22 +19,27 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Control_List_FullMethodName          = "/warden.v1.Control/List"
-	Control_UpdateCluster_FullMethodName = "/warden.v1.Control/UpdateCluster"
-	Control_CreateToken_FullMethodName   = "/warden.v1.Control/CreateToken"
-	Control_RevokeToken_FullMethodName   = "/warden.v1.Control/RevokeToken"
-	Control_UpdateNode_FullMethodName    = "/warden.v1.Control/UpdateNode"
-	Control_RemoveNode_FullMethodName    = "/warden.v1.Control/RemoveNode"
-	Control_CreateZone_FullMethodName    = "/warden.v1.Control/CreateZone"
-	Control_RemoveZone_FullMethodName    = "/warden.v1.Control/RemoveZone"
-	Control_CreateService_FullMethodName = "/warden.v1.Control/CreateService"
-	Control_ScaleService_FullMethodName  = "/warden.v1.Control/ScaleService"
-	Control_RemoveService_FullMethodName = "/warden.v1.Control/RemoveService"
-	Control_CreateSecret_FullMethodName  = "/warden.v1.Control/CreateSecret"
-	Control_RemoveSecret_FullMethodName  = "/warden.v1.Control/RemoveSecret"
-	Control_Status_FullMethodName        = "/warden.v1.Control/Status"
-	Control_Logs_FullMethodName          = "/warden.v1.Control/Logs"
-	Control_Events_FullMethodName        = "/warden.v1.Control/Events"
+	Control_List_FullMethodName            = "/warden.v1.Control/List"
+	Control_UpdateCluster_FullMethodName   = "/warden.v1.Control/UpdateCluster"
+	Control_RotateUnlockKey_FullMethodName = "/warden.v1.Control/RotateUnlockKey"
+	Control_RotateDEK_FullMethodName       = "/warden.v1.Control/RotateDEK"
+	Control_RotateIssuing_FullMethodName   = "/warden.v1.Control/RotateIssuing"
+	Control_CreateToken_FullMethodName     = "/warden.v1.Control/CreateToken"
+	Control_RevokeToken_FullMethodName     = "/warden.v1.Control/RevokeToken"
+	Control_UpdateNode_FullMethodName      = "/warden.v1.Control/UpdateNode"
+	Control_RemoveNode_FullMethodName      = "/warden.v1.Control/RemoveNode"
+	Control_CreateZone_FullMethodName      = "/warden.v1.Control/CreateZone"
+	Control_RemoveZone_FullMethodName      = "/warden.v1.Control/RemoveZone"
+	Control_CreateService_FullMethodName   = "/warden.v1.Control/CreateService"
+	Control_UpdateService_FullMethodName   = "/warden.v1.Control/UpdateService"
+	Control_ScaleService_FullMethodName    = "/warden.v1.Control/ScaleService"
+	Control_RemoveService_FullMethodName   = "/warden.v1.Control/RemoveService"
+	Control_CreateSecret_FullMethodName    = "/warden.v1.Control/CreateSecret"
+	Control_RotateSecret_FullMethodName    = "/warden.v1.Control/RotateSecret"
+	Control_RemoveSecret_FullMethodName    = "/warden.v1.Control/RemoveSecret"
+	Control_Status_FullMethodName          = "/warden.v1.Control/Status"
+	Control_Logs_FullMethodName            = "/warden.v1.Control/Logs"
+	Control_Events_FullMethodName          = "/warden.v1.Control/Events"
 )
 
 // ControlClient is the client API for Control service.
@@ -47,6 +52,13 @@ type ControlClient interface {
 	// List returns records of one kind, without anything secret in them. No references: all of the kind.
 	List(ctx context.Context, in *ListRequest, opts ...grpc.CallOption) (*ListReply, error)
 	UpdateCluster(ctx context.Context, in *UpdateClusterRequest, opts ...grpc.CallOption) (*ChangeReply, error)
+	// RotateUnlockKey makes another unlock recipient the cluster's, while autolock is on. Every manager seals its keys to it,
+	// with a new DEK and a new node key. The private half never comes here: the caller made it and keeps it.
+	RotateUnlockKey(ctx context.Context, in *RotateUnlockKeyRequest, opts ...grpc.CallOption) (*ChangeReply, error)
+	// RotateDEK has every manager make a new DEK and seal its state anew.
+	RotateDEK(ctx context.Context, in *RotateDEKRequest, opts ...grpc.CallOption) (*ChangeReply, error)
+	// RotateIssuing makes a new issuing CA; every node gets a new leaf by itself.
+	RotateIssuing(ctx context.Context, in *RotateIssuingRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenReply, error)
 	RevokeToken(ctx context.Context, in *ReferenceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	UpdateNode(ctx context.Context, in *UpdateNodeRequest, opts ...grpc.CallOption) (*ChangeReply, error)
@@ -54,9 +66,14 @@ type ControlClient interface {
 	CreateZone(ctx context.Context, in *CreateZoneRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	RemoveZone(ctx context.Context, in *ReferenceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	CreateService(ctx context.Context, in *CreateServiceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
+	// UpdateService replaces the spec of a service; its tasks are replaced, by its update policy, where what they run changed.
+	UpdateService(ctx context.Context, in *UpdateServiceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	ScaleService(ctx context.Context, in *ScaleServiceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	RemoveService(ctx context.Context, in *ReferenceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	CreateSecret(ctx context.Context, in *CreateSecretRequest, opts ...grpc.CallOption) (*ChangeReply, error)
+	// RotateSecret adds a version and makes it the current one; tasks of services that follow it are replaced.
+	RotateSecret(ctx context.Context, in *RotateSecretRequest, opts ...grpc.CallOption) (*RotateSecretReply, error)
+	// RemoveSecret removes a secret, or with "NAME@VERSION" one version that nothing uses.
 	RemoveSecret(ctx context.Context, in *ReferenceRequest, opts ...grpc.CallOption) (*ChangeReply, error)
 	// Status answers from the replica of the manager that was asked, and says what of it is the leader's knowledge.
 	Status(ctx context.Context, in *StatusRequest, opts ...grpc.CallOption) (*StatusReply, error)
@@ -87,6 +104,36 @@ func (c *controlClient) UpdateCluster(ctx context.Context, in *UpdateClusterRequ
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ChangeReply)
 	err := c.cc.Invoke(ctx, Control_UpdateCluster_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RotateUnlockKey(ctx context.Context, in *RotateUnlockKeyRequest, opts ...grpc.CallOption) (*ChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeReply)
+	err := c.cc.Invoke(ctx, Control_RotateUnlockKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RotateDEK(ctx context.Context, in *RotateDEKRequest, opts ...grpc.CallOption) (*ChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeReply)
+	err := c.cc.Invoke(ctx, Control_RotateDEK_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RotateIssuing(ctx context.Context, in *RotateIssuingRequest, opts ...grpc.CallOption) (*ChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeReply)
+	err := c.cc.Invoke(ctx, Control_RotateIssuing_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -163,6 +210,16 @@ func (c *controlClient) CreateService(ctx context.Context, in *CreateServiceRequ
 	return out, nil
 }
 
+func (c *controlClient) UpdateService(ctx context.Context, in *UpdateServiceRequest, opts ...grpc.CallOption) (*ChangeReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ChangeReply)
+	err := c.cc.Invoke(ctx, Control_UpdateService_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *controlClient) ScaleService(ctx context.Context, in *ScaleServiceRequest, opts ...grpc.CallOption) (*ChangeReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ChangeReply)
@@ -187,6 +244,16 @@ func (c *controlClient) CreateSecret(ctx context.Context, in *CreateSecretReques
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ChangeReply)
 	err := c.cc.Invoke(ctx, Control_CreateSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *controlClient) RotateSecret(ctx context.Context, in *RotateSecretRequest, opts ...grpc.CallOption) (*RotateSecretReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateSecretReply)
+	err := c.cc.Invoke(ctx, Control_RotateSecret_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -261,6 +328,13 @@ type ControlServer interface {
 	// List returns records of one kind, without anything secret in them. No references: all of the kind.
 	List(context.Context, *ListRequest) (*ListReply, error)
 	UpdateCluster(context.Context, *UpdateClusterRequest) (*ChangeReply, error)
+	// RotateUnlockKey makes another unlock recipient the cluster's, while autolock is on. Every manager seals its keys to it,
+	// with a new DEK and a new node key. The private half never comes here: the caller made it and keeps it.
+	RotateUnlockKey(context.Context, *RotateUnlockKeyRequest) (*ChangeReply, error)
+	// RotateDEK has every manager make a new DEK and seal its state anew.
+	RotateDEK(context.Context, *RotateDEKRequest) (*ChangeReply, error)
+	// RotateIssuing makes a new issuing CA; every node gets a new leaf by itself.
+	RotateIssuing(context.Context, *RotateIssuingRequest) (*ChangeReply, error)
 	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error)
 	RevokeToken(context.Context, *ReferenceRequest) (*ChangeReply, error)
 	UpdateNode(context.Context, *UpdateNodeRequest) (*ChangeReply, error)
@@ -268,9 +342,14 @@ type ControlServer interface {
 	CreateZone(context.Context, *CreateZoneRequest) (*ChangeReply, error)
 	RemoveZone(context.Context, *ReferenceRequest) (*ChangeReply, error)
 	CreateService(context.Context, *CreateServiceRequest) (*ChangeReply, error)
+	// UpdateService replaces the spec of a service; its tasks are replaced, by its update policy, where what they run changed.
+	UpdateService(context.Context, *UpdateServiceRequest) (*ChangeReply, error)
 	ScaleService(context.Context, *ScaleServiceRequest) (*ChangeReply, error)
 	RemoveService(context.Context, *ReferenceRequest) (*ChangeReply, error)
 	CreateSecret(context.Context, *CreateSecretRequest) (*ChangeReply, error)
+	// RotateSecret adds a version and makes it the current one; tasks of services that follow it are replaced.
+	RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretReply, error)
+	// RemoveSecret removes a secret, or with "NAME@VERSION" one version that nothing uses.
 	RemoveSecret(context.Context, *ReferenceRequest) (*ChangeReply, error)
 	// Status answers from the replica of the manager that was asked, and says what of it is the leader's knowledge.
 	Status(context.Context, *StatusRequest) (*StatusReply, error)
@@ -293,6 +372,15 @@ func (UnimplementedControlServer) List(context.Context, *ListRequest) (*ListRepl
 func (UnimplementedControlServer) UpdateCluster(context.Context, *UpdateClusterRequest) (*ChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method UpdateCluster not implemented")
 }
+func (UnimplementedControlServer) RotateUnlockKey(context.Context, *RotateUnlockKeyRequest) (*ChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateUnlockKey not implemented")
+}
+func (UnimplementedControlServer) RotateDEK(context.Context, *RotateDEKRequest) (*ChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateDEK not implemented")
+}
+func (UnimplementedControlServer) RotateIssuing(context.Context, *RotateIssuingRequest) (*ChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateIssuing not implemented")
+}
 func (UnimplementedControlServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
 }
@@ -314,6 +402,9 @@ func (UnimplementedControlServer) RemoveZone(context.Context, *ReferenceRequest)
 func (UnimplementedControlServer) CreateService(context.Context, *CreateServiceRequest) (*ChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateService not implemented")
 }
+func (UnimplementedControlServer) UpdateService(context.Context, *UpdateServiceRequest) (*ChangeReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateService not implemented")
+}
 func (UnimplementedControlServer) ScaleService(context.Context, *ScaleServiceRequest) (*ChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ScaleService not implemented")
 }
@@ -322,6 +413,9 @@ func (UnimplementedControlServer) RemoveService(context.Context, *ReferenceReque
 }
 func (UnimplementedControlServer) CreateSecret(context.Context, *CreateSecretRequest) (*ChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method CreateSecret not implemented")
+}
+func (UnimplementedControlServer) RotateSecret(context.Context, *RotateSecretRequest) (*RotateSecretReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateSecret not implemented")
 }
 func (UnimplementedControlServer) RemoveSecret(context.Context, *ReferenceRequest) (*ChangeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method RemoveSecret not implemented")
@@ -388,6 +482,60 @@ func _Control_UpdateCluster_Handler(srv interface{}, ctx context.Context, dec fu
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).UpdateCluster(ctx, req.(*UpdateClusterRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RotateUnlockKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateUnlockKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RotateUnlockKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RotateUnlockKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RotateUnlockKey(ctx, req.(*RotateUnlockKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RotateDEK_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateDEKRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RotateDEK(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RotateDEK_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RotateDEK(ctx, req.(*RotateDEKRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RotateIssuing_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateIssuingRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RotateIssuing(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RotateIssuing_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RotateIssuing(ctx, req.(*RotateIssuingRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -518,6 +666,24 @@ func _Control_CreateService_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Control_UpdateService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateServiceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).UpdateService(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_UpdateService_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).UpdateService(ctx, req.(*UpdateServiceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Control_ScaleService_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ScaleServiceRequest)
 	if err := dec(in); err != nil {
@@ -568,6 +734,24 @@ func _Control_CreateSecret_Handler(srv interface{}, ctx context.Context, dec fun
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(ControlServer).CreateSecret(ctx, req.(*CreateSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Control_RotateSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ControlServer).RotateSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Control_RotateSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ControlServer).RotateSecret(ctx, req.(*RotateSecretRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -646,6 +830,18 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_UpdateCluster_Handler,
 		},
 		{
+			MethodName: "RotateUnlockKey",
+			Handler:    _Control_RotateUnlockKey_Handler,
+		},
+		{
+			MethodName: "RotateDEK",
+			Handler:    _Control_RotateDEK_Handler,
+		},
+		{
+			MethodName: "RotateIssuing",
+			Handler:    _Control_RotateIssuing_Handler,
+		},
+		{
 			MethodName: "CreateToken",
 			Handler:    _Control_CreateToken_Handler,
 		},
@@ -674,6 +870,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 			Handler:    _Control_CreateService_Handler,
 		},
 		{
+			MethodName: "UpdateService",
+			Handler:    _Control_UpdateService_Handler,
+		},
+		{
 			MethodName: "ScaleService",
 			Handler:    _Control_ScaleService_Handler,
 		},
@@ -684,6 +884,10 @@ var Control_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "CreateSecret",
 			Handler:    _Control_CreateSecret_Handler,
+		},
+		{
+			MethodName: "RotateSecret",
+			Handler:    _Control_RotateSecret_Handler,
 		},
 		{
 			MethodName: "RemoveSecret",

@@ -22,14 +22,14 @@ const (
 )
 
 type InitRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Advertise     string                 `protobuf:"bytes,1,opt,name=advertise,proto3" json:"advertise,omitempty"`
-	Autolock      bool                   `protobuf:"varint,2,opt,name=autolock,proto3" json:"autolock,omitempty"`
-	LeafTtlNs     int64                  `protobuf:"varint,3,opt,name=leaf_ttl_ns,json=leafTtlNs,proto3" json:"leaf_ttl_ns,omitempty"`                // 0: the default
-	Availability  Availability           `protobuf:"varint,4,opt,name=availability,proto3,enum=warden.v1.Availability" json:"availability,omitempty"` // unspecified: drain
-	Inbox         []byte                 `protobuf:"bytes,5,opt,name=inbox,proto3" json:"inbox,omitempty"`                                            // with autolock: the caller's one-time X25519 key, to which the unlock key is sealed
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state           protoimpl.MessageState `protogen:"open.v1"`
+	Advertise       string                 `protobuf:"bytes,1,opt,name=advertise,proto3" json:"advertise,omitempty"`
+	Autolock        bool                   `protobuf:"varint,2,opt,name=autolock,proto3" json:"autolock,omitempty"`
+	LeafTtlNs       int64                  `protobuf:"varint,3,opt,name=leaf_ttl_ns,json=leafTtlNs,proto3" json:"leaf_ttl_ns,omitempty"`                // 0: the default
+	Availability    Availability           `protobuf:"varint,4,opt,name=availability,proto3,enum=warden.v1.Availability" json:"availability,omitempty"` // unspecified: drain
+	UnlockRecipient []byte                 `protobuf:"bytes,5,opt,name=unlock_recipient,json=unlockRecipient,proto3" json:"unlock_recipient,omitempty"` // with autolock: the X25519 public key of the unlock key, which the caller made and keeps
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *InitRequest) Reset() {
@@ -90,21 +90,20 @@ func (x *InitRequest) GetAvailability() Availability {
 	return Availability_AVAILABILITY_UNSPECIFIED
 }
 
-func (x *InitRequest) GetInbox() []byte {
+func (x *InitRequest) GetUnlockRecipient() []byte {
 	if x != nil {
-		return x.Inbox
+		return x.UnlockRecipient
 	}
 	return nil
 }
 
 type InitReply struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	ClusterId       string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
-	NodeId          string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
-	SealedUnlockKey []byte                 `protobuf:"bytes,3,opt,name=sealed_unlock_key,json=sealedUnlockKey,proto3" json:"sealed_unlock_key,omitempty"` // the text form, shown once; empty without autolock
-	UnlockKeyId     string                 `protobuf:"bytes,4,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ClusterId     string                 `protobuf:"bytes,1,opt,name=cluster_id,json=clusterId,proto3" json:"cluster_id,omitempty"`
+	NodeId        string                 `protobuf:"bytes,2,opt,name=node_id,json=nodeId,proto3" json:"node_id,omitempty"`
+	UnlockKeyId   string                 `protobuf:"bytes,3,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"` // empty without autolock
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *InitReply) Reset() {
@@ -149,13 +148,6 @@ func (x *InitReply) GetNodeId() string {
 		return x.NodeId
 	}
 	return ""
-}
-
-func (x *InitReply) GetSealedUnlockKey() []byte {
-	if x != nil {
-		return x.SealedUnlockKey
-	}
-	return nil
 }
 
 func (x *InitReply) GetUnlockKeyId() string {
@@ -479,6 +471,7 @@ func (x *UnlockReply) GetNodeId() string {
 
 type InfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	Facts         bool                   `protobuf:"varint,1,opt,name=facts,proto3" json:"facts,omitempty"` // with facts
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -513,6 +506,13 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 	return file_local_proto_rawDescGZIP(), []int{8}
 }
 
+func (x *InfoRequest) GetFacts() bool {
+	if x != nil {
+		return x.Facts
+	}
+	return false
+}
+
 // InfoReply says what the daemon is.
 type InfoReply struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
@@ -535,6 +535,7 @@ type InfoReply struct {
 	Executor        string                 `protobuf:"bytes,17,opt,name=executor,proto3" json:"executor,omitempty"`
 	Address         string                 `protobuf:"bytes,18,opt,name=address,proto3" json:"address,omitempty"`
 	UnlockInbox     []byte                 `protobuf:"bytes,19,opt,name=unlock_inbox,json=unlockInbox,proto3" json:"unlock_inbox,omitempty"` // where locked: the daemon's one-time X25519 key for the unlock key
+	Facts           *Facts                 `protobuf:"bytes,20,opt,name=facts,proto3" json:"facts,omitempty"`                                // where asked for
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
@@ -702,23 +703,29 @@ func (x *InfoReply) GetUnlockInbox() []byte {
 	return nil
 }
 
+func (x *InfoReply) GetFacts() *Facts {
+	if x != nil {
+		return x.Facts
+	}
+	return nil
+}
+
 var File_local_proto protoreflect.FileDescriptor
 
 const file_local_proto_rawDesc = "" +
 	"\n" +
-	"\vlocal.proto\x12\twarden.v1\x1a\robjects.proto\"\xba\x01\n" +
+	"\vlocal.proto\x12\twarden.v1\x1a\robjects.proto\x1a\rcontrol.proto\"\xcf\x01\n" +
 	"\vInitRequest\x12\x1c\n" +
 	"\tadvertise\x18\x01 \x01(\tR\tadvertise\x12\x1a\n" +
 	"\bautolock\x18\x02 \x01(\bR\bautolock\x12\x1e\n" +
 	"\vleaf_ttl_ns\x18\x03 \x01(\x03R\tleafTtlNs\x12;\n" +
-	"\favailability\x18\x04 \x01(\x0e2\x17.warden.v1.AvailabilityR\favailability\x12\x14\n" +
-	"\x05inbox\x18\x05 \x01(\fR\x05inbox\"\x93\x01\n" +
+	"\favailability\x18\x04 \x01(\x0e2\x17.warden.v1.AvailabilityR\favailability\x12)\n" +
+	"\x10unlock_recipient\x18\x05 \x01(\fR\x0funlockRecipient\"g\n" +
 	"\tInitReply\x12\x1d\n" +
 	"\n" +
 	"cluster_id\x18\x01 \x01(\tR\tclusterId\x12\x17\n" +
-	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12*\n" +
-	"\x11sealed_unlock_key\x18\x03 \x01(\fR\x0fsealedUnlockKey\x12\"\n" +
-	"\runlock_key_id\x18\x04 \x01(\tR\vunlockKeyId\"\xa1\x01\n" +
+	"\anode_id\x18\x02 \x01(\tR\x06nodeId\x12\"\n" +
+	"\runlock_key_id\x18\x03 \x01(\tR\vunlockKeyId\"\xa1\x01\n" +
 	"\x10LocalJoinRequest\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1c\n" +
 	"\taddresses\x18\x02 \x03(\tR\taddresses\x12;\n" +
@@ -739,8 +746,9 @@ const file_local_proto_rawDesc = "" +
 	"\n" +
 	"sealed_key\x18\x01 \x01(\fR\tsealedKey\"&\n" +
 	"\vUnlockReply\x12\x17\n" +
-	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"\r\n" +
-	"\vInfoRequest\"\xe0\x04\n" +
+	"\anode_id\x18\x01 \x01(\tR\x06nodeId\"#\n" +
+	"\vInfoRequest\x12\x14\n" +
+	"\x05facts\x18\x01 \x01(\bR\x05facts\"\x88\x05\n" +
 	"\tInfoReply\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
@@ -762,7 +770,8 @@ const file_local_proto_rawDesc = "" +
 	"\tstate_dir\x18\x10 \x01(\tR\bstateDir\x12\x1a\n" +
 	"\bexecutor\x18\x11 \x01(\tR\bexecutor\x12\x18\n" +
 	"\aaddress\x18\x12 \x01(\tR\aaddress\x12!\n" +
-	"\funlock_inbox\x18\x13 \x01(\fR\vunlockInbox2\xa8\x02\n" +
+	"\funlock_inbox\x18\x13 \x01(\fR\vunlockInbox\x12&\n" +
+	"\x05facts\x18\x14 \x01(\v2\x10.warden.v1.FactsR\x05facts2\xa8\x02\n" +
 	"\x05Local\x124\n" +
 	"\x04Init\x12\x16.warden.v1.InitRequest\x1a\x14.warden.v1.InitReply\x12>\n" +
 	"\x04Join\x12\x1b.warden.v1.LocalJoinRequest\x1a\x19.warden.v1.LocalJoinReply\x127\n" +
@@ -797,27 +806,29 @@ var file_local_proto_goTypes = []any{
 	(*InfoReply)(nil),        // 9: warden.v1.InfoReply
 	(Availability)(0),        // 10: warden.v1.Availability
 	(Role)(0),                // 11: warden.v1.Role
+	(*Facts)(nil),            // 12: warden.v1.Facts
 }
 var file_local_proto_depIdxs = []int32{
 	10, // 0: warden.v1.InitRequest.availability:type_name -> warden.v1.Availability
 	10, // 1: warden.v1.LocalJoinRequest.availability:type_name -> warden.v1.Availability
 	11, // 2: warden.v1.LocalJoinReply.role:type_name -> warden.v1.Role
 	11, // 3: warden.v1.InfoReply.role:type_name -> warden.v1.Role
-	0,  // 4: warden.v1.Local.Init:input_type -> warden.v1.InitRequest
-	2,  // 5: warden.v1.Local.Join:input_type -> warden.v1.LocalJoinRequest
-	4,  // 6: warden.v1.Local.Leave:input_type -> warden.v1.LeaveRequest
-	6,  // 7: warden.v1.Local.Unlock:input_type -> warden.v1.UnlockRequest
-	8,  // 8: warden.v1.Local.Info:input_type -> warden.v1.InfoRequest
-	1,  // 9: warden.v1.Local.Init:output_type -> warden.v1.InitReply
-	3,  // 10: warden.v1.Local.Join:output_type -> warden.v1.LocalJoinReply
-	5,  // 11: warden.v1.Local.Leave:output_type -> warden.v1.LeaveReply
-	7,  // 12: warden.v1.Local.Unlock:output_type -> warden.v1.UnlockReply
-	9,  // 13: warden.v1.Local.Info:output_type -> warden.v1.InfoReply
-	9,  // [9:14] is the sub-list for method output_type
-	4,  // [4:9] is the sub-list for method input_type
-	4,  // [4:4] is the sub-list for extension type_name
-	4,  // [4:4] is the sub-list for extension extendee
-	0,  // [0:4] is the sub-list for field type_name
+	12, // 4: warden.v1.InfoReply.facts:type_name -> warden.v1.Facts
+	0,  // 5: warden.v1.Local.Init:input_type -> warden.v1.InitRequest
+	2,  // 6: warden.v1.Local.Join:input_type -> warden.v1.LocalJoinRequest
+	4,  // 7: warden.v1.Local.Leave:input_type -> warden.v1.LeaveRequest
+	6,  // 8: warden.v1.Local.Unlock:input_type -> warden.v1.UnlockRequest
+	8,  // 9: warden.v1.Local.Info:input_type -> warden.v1.InfoRequest
+	1,  // 10: warden.v1.Local.Init:output_type -> warden.v1.InitReply
+	3,  // 11: warden.v1.Local.Join:output_type -> warden.v1.LocalJoinReply
+	5,  // 12: warden.v1.Local.Leave:output_type -> warden.v1.LeaveReply
+	7,  // 13: warden.v1.Local.Unlock:output_type -> warden.v1.UnlockReply
+	9,  // 14: warden.v1.Local.Info:output_type -> warden.v1.InfoReply
+	10, // [10:15] is the sub-list for method output_type
+	5,  // [5:10] is the sub-list for method input_type
+	5,  // [5:5] is the sub-list for extension type_name
+	5,  // [5:5] is the sub-list for extension extendee
+	0,  // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_local_proto_init() }
@@ -826,6 +837,7 @@ func file_local_proto_init() {
 		return
 	}
 	file_objects_proto_init()
+	file_control_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -452,8 +452,10 @@ func (x *AssignmentAck) GetSequence() uint64 {
 	return 0
 }
 
+// WatchRequest is a heartbeat. The first one opens the stream.
 type WatchRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeNs        int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"` // the manager's clock
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -488,6 +490,74 @@ func (*WatchRequest) Descriptor() ([]byte, []int) {
 	return file_node_proto_rawDescGZIP(), []int{7}
 }
 
+func (x *WatchRequest) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+// WatchReply answers a heartbeat, or says how tasks are, or both.
+type WatchReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	TimeNs        int64                  `protobuf:"varint,1,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"` // the node's clock where it answers a heartbeat, else 0
+	Description   *NodeDescription       `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`      // absent: as last said in this session
+	Reports       []*TaskReport          `protobuf:"bytes,3,rep,name=reports,proto3" json:"reports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchReply) Reset() {
+	*x = WatchReply{}
+	mi := &file_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchReply) ProtoMessage() {}
+
+func (x *WatchReply) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchReply.ProtoReflect.Descriptor instead.
+func (*WatchReply) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *WatchReply) GetTimeNs() int64 {
+	if x != nil {
+		return x.TimeNs
+	}
+	return 0
+}
+
+func (x *WatchReply) GetDescription() *NodeDescription {
+	if x != nil {
+		return x.Description
+	}
+	return nil
+}
+
+func (x *WatchReply) GetReports() []*TaskReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
 type TaskReport struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	TaskId        string                 `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
@@ -498,7 +568,7 @@ type TaskReport struct {
 
 func (x *TaskReport) Reset() {
 	*x = TaskReport{}
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -510,7 +580,7 @@ func (x *TaskReport) String() string {
 func (*TaskReport) ProtoMessage() {}
 
 func (x *TaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -523,7 +593,7 @@ func (x *TaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskReport.ProtoReflect.Descriptor instead.
 func (*TaskReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{8}
+	return file_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *TaskReport) GetTaskId() string {
@@ -549,7 +619,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -561,7 +631,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -574,7 +644,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{9}
+	return file_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RenewRequest) GetReason() string {
@@ -593,7 +663,7 @@ type RenewReply struct {
 
 func (x *RenewReply) Reset() {
 	*x = RenewReply{}
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -605,7 +675,7 @@ func (x *RenewReply) String() string {
 func (*RenewReply) ProtoMessage() {}
 
 func (x *RenewReply) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -618,7 +688,7 @@ func (x *RenewReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewReply.ProtoReflect.Descriptor instead.
 func (*RenewReply) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{10}
+	return file_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RenewReply) GetCsr() []byte {
@@ -633,13 +703,15 @@ type LockState struct {
 	Autolock      bool                   `protobuf:"varint,1,opt,name=autolock,proto3" json:"autolock,omitempty"`
 	Recipient     []byte                 `protobuf:"bytes,2,opt,name=recipient,proto3" json:"recipient,omitempty"`
 	KeyId         string                 `protobuf:"bytes,3,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Generation    uint64                 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"` // lock_generation of the cluster: of two states the higher counts
+	DekGeneration uint64                 `protobuf:"varint,5,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *LockState) Reset() {
 	*x = LockState{}
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +723,7 @@ func (x *LockState) String() string {
 func (*LockState) ProtoMessage() {}
 
 func (x *LockState) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +736,7 @@ func (x *LockState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LockState.ProtoReflect.Descriptor instead.
 func (*LockState) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{11}
+	return file_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LockState) GetAutolock() bool {
@@ -688,6 +760,20 @@ func (x *LockState) GetKeyId() string {
 	return ""
 }
 
+func (x *LockState) GetGeneration() uint64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *LockState) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
 type InstallRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Chain         [][]byte               `protobuf:"bytes,1,rep,name=chain,proto3" json:"chain,omitempty"` // leaf, issuing CA, root; DER
@@ -701,7 +787,7 @@ type InstallRequest struct {
 
 func (x *InstallRequest) Reset() {
 	*x = InstallRequest{}
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -713,7 +799,7 @@ func (x *InstallRequest) String() string {
 func (*InstallRequest) ProtoMessage() {}
 
 func (x *InstallRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -726,7 +812,7 @@ func (x *InstallRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallRequest.ProtoReflect.Descriptor instead.
 func (*InstallRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{12}
+	return file_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *InstallRequest) GetChain() [][]byte {
@@ -772,7 +858,7 @@ type InstallReply struct {
 
 func (x *InstallReply) Reset() {
 	*x = InstallReply{}
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +870,7 @@ func (x *InstallReply) String() string {
 func (*InstallReply) ProtoMessage() {}
 
 func (x *InstallReply) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +883,7 @@ func (x *InstallReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InstallReply.ProtoReflect.Descriptor instead.
 func (*InstallReply) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{13}
+	return file_node_proto_rawDescGZIP(), []int{14}
 }
 
 type LogsRequest struct {
@@ -811,7 +897,7 @@ type LogsRequest struct {
 
 func (x *LogsRequest) Reset() {
 	*x = LogsRequest{}
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -823,7 +909,7 @@ func (x *LogsRequest) String() string {
 func (*LogsRequest) ProtoMessage() {}
 
 func (x *LogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -836,7 +922,7 @@ func (x *LogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogsRequest.ProtoReflect.Descriptor instead.
 func (*LogsRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{14}
+	return file_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LogsRequest) GetTaskId() string {
@@ -873,7 +959,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -885,7 +971,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -898,7 +984,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{15}
+	return file_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogChunk) GetTaskId() string {
@@ -947,7 +1033,7 @@ type EvictRequest struct {
 
 func (x *EvictRequest) Reset() {
 	*x = EvictRequest{}
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1045,7 @@ func (x *EvictRequest) String() string {
 func (*EvictRequest) ProtoMessage() {}
 
 func (x *EvictRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1058,7 @@ func (x *EvictRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictRequest.ProtoReflect.Descriptor instead.
 func (*EvictRequest) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{16}
+	return file_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *EvictRequest) GetNodeId() string {
@@ -1004,7 +1090,7 @@ type EvictReply struct {
 
 func (x *EvictReply) Reset() {
 	*x = EvictReply{}
-	mi := &file_node_proto_msgTypes[17]
+	mi := &file_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1016,7 +1102,7 @@ func (x *EvictReply) String() string {
 func (*EvictReply) ProtoMessage() {}
 
 func (x *EvictReply) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[17]
+	mi := &file_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1029,7 +1115,7 @@ func (x *EvictReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EvictReply.ProtoReflect.Descriptor instead.
 func (*EvictReply) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{17}
+	return file_node_proto_rawDescGZIP(), []int{18}
 }
 
 var File_node_proto protoreflect.FileDescriptor
@@ -1068,8 +1154,14 @@ const file_node_proto_rawDesc = "" +
 	"\bmanagers\x18\a \x01(\v2\x16.warden.v1.ManagerListR\bmanagers\x12\x12\n" +
 	"\x04zone\x18\b \x01(\tR\x04zone\"+\n" +
 	"\rAssignmentAck\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence\"\x0e\n" +
-	"\fWatchRequest\"T\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"'\n" +
+	"\fWatchRequest\x12\x17\n" +
+	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\"\x94\x01\n" +
+	"\n" +
+	"WatchReply\x12\x17\n" +
+	"\atime_ns\x18\x01 \x01(\x03R\x06timeNs\x12<\n" +
+	"\vdescription\x18\x02 \x01(\v2\x1a.warden.v1.NodeDescriptionR\vdescription\x12/\n" +
+	"\areports\x18\x03 \x03(\v2\x15.warden.v1.TaskReportR\areports\"T\n" +
 	"\n" +
 	"TaskReport\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12-\n" +
@@ -1078,11 +1170,15 @@ const file_node_proto_rawDesc = "" +
 	"\x06reason\x18\x01 \x01(\tR\x06reason\"\x1e\n" +
 	"\n" +
 	"RenewReply\x12\x10\n" +
-	"\x03csr\x18\x01 \x01(\fR\x03csr\"\\\n" +
+	"\x03csr\x18\x01 \x01(\fR\x03csr\"\xa3\x01\n" +
 	"\tLockState\x12\x1a\n" +
 	"\bautolock\x18\x01 \x01(\bR\bautolock\x12\x1c\n" +
 	"\trecipient\x18\x02 \x01(\fR\trecipient\x12\x15\n" +
-	"\x06key_id\x18\x03 \x01(\tR\x05keyId\"\xbd\x01\n" +
+	"\x06key_id\x18\x03 \x01(\tR\x05keyId\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x04R\n" +
+	"generation\x12%\n" +
+	"\x0edek_generation\x18\x05 \x01(\x04R\rdekGeneration\"\xbd\x01\n" +
 	"\x0eInstallRequest\x12\x14\n" +
 	"\x05chain\x18\x01 \x03(\fR\x05chain\x12#\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x0f.warden.v1.RoleR\x04role\x12\x12\n" +
@@ -1105,11 +1201,11 @@ const file_node_proto_rawDesc = "" +
 	"\x05index\x18\x02 \x01(\x04R\x05index\x12\x17\n" +
 	"\atime_ns\x18\x03 \x01(\x03R\x06timeNs\"\f\n" +
 	"\n" +
-	"EvictReply2\xb0\x03\n" +
+	"EvictReply2\xb2\x03\n" +
 	"\aSession\x12@\n" +
 	"\bDescribe\x12\x1a.warden.v1.DescribeRequest\x1a\x18.warden.v1.DescribeReply\x12@\n" +
-	"\x06Assign\x12\x18.warden.v1.AssignmentSet\x1a\x18.warden.v1.AssignmentAck(\x010\x01\x129\n" +
-	"\x05Watch\x12\x17.warden.v1.WatchRequest\x1a\x15.warden.v1.TaskReport0\x01\x127\n" +
+	"\x06Assign\x12\x18.warden.v1.AssignmentSet\x1a\x18.warden.v1.AssignmentAck(\x010\x01\x12;\n" +
+	"\x05Watch\x12\x17.warden.v1.WatchRequest\x1a\x15.warden.v1.WatchReply(\x010\x01\x127\n" +
 	"\x05Renew\x12\x17.warden.v1.RenewRequest\x1a\x15.warden.v1.RenewReply\x12=\n" +
 	"\aInstall\x12\x19.warden.v1.InstallRequest\x1a\x17.warden.v1.InstallReply\x125\n" +
 	"\x04Logs\x12\x16.warden.v1.LogsRequest\x1a\x13.warden.v1.LogChunk0\x01\x127\n" +
@@ -1128,7 +1224,7 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_node_proto_goTypes = []any{
 	(*ManagerInfo)(nil),     // 0: warden.v1.ManagerInfo
 	(*ManagerList)(nil),     // 1: warden.v1.ManagerList
@@ -1138,50 +1234,53 @@ var file_node_proto_goTypes = []any{
 	(*AssignmentSet)(nil),   // 5: warden.v1.AssignmentSet
 	(*AssignmentAck)(nil),   // 6: warden.v1.AssignmentAck
 	(*WatchRequest)(nil),    // 7: warden.v1.WatchRequest
-	(*TaskReport)(nil),      // 8: warden.v1.TaskReport
-	(*RenewRequest)(nil),    // 9: warden.v1.RenewRequest
-	(*RenewReply)(nil),      // 10: warden.v1.RenewReply
-	(*LockState)(nil),       // 11: warden.v1.LockState
-	(*InstallRequest)(nil),  // 12: warden.v1.InstallRequest
-	(*InstallReply)(nil),    // 13: warden.v1.InstallReply
-	(*LogsRequest)(nil),     // 14: warden.v1.LogsRequest
-	(*LogChunk)(nil),        // 15: warden.v1.LogChunk
-	(*EvictRequest)(nil),    // 16: warden.v1.EvictRequest
-	(*EvictReply)(nil),      // 17: warden.v1.EvictReply
-	(*NodeDescription)(nil), // 18: warden.v1.NodeDescription
-	(*Task)(nil),            // 19: warden.v1.Task
-	(*TaskStatus)(nil),      // 20: warden.v1.TaskStatus
-	(Role)(0),               // 21: warden.v1.Role
+	(*WatchReply)(nil),      // 8: warden.v1.WatchReply
+	(*TaskReport)(nil),      // 9: warden.v1.TaskReport
+	(*RenewRequest)(nil),    // 10: warden.v1.RenewRequest
+	(*RenewReply)(nil),      // 11: warden.v1.RenewReply
+	(*LockState)(nil),       // 12: warden.v1.LockState
+	(*InstallRequest)(nil),  // 13: warden.v1.InstallRequest
+	(*InstallReply)(nil),    // 14: warden.v1.InstallReply
+	(*LogsRequest)(nil),     // 15: warden.v1.LogsRequest
+	(*LogChunk)(nil),        // 16: warden.v1.LogChunk
+	(*EvictRequest)(nil),    // 17: warden.v1.EvictRequest
+	(*EvictReply)(nil),      // 18: warden.v1.EvictReply
+	(*NodeDescription)(nil), // 19: warden.v1.NodeDescription
+	(*Task)(nil),            // 20: warden.v1.Task
+	(*TaskStatus)(nil),      // 21: warden.v1.TaskStatus
+	(Role)(0),               // 22: warden.v1.Role
 }
 var file_node_proto_depIdxs = []int32{
 	0,  // 0: warden.v1.ManagerList.managers:type_name -> warden.v1.ManagerInfo
-	18, // 1: warden.v1.DescribeReply.description:type_name -> warden.v1.NodeDescription
-	19, // 2: warden.v1.AssignmentSet.put_tasks:type_name -> warden.v1.Task
+	19, // 1: warden.v1.DescribeReply.description:type_name -> warden.v1.NodeDescription
+	20, // 2: warden.v1.AssignmentSet.put_tasks:type_name -> warden.v1.Task
 	4,  // 3: warden.v1.AssignmentSet.put_secrets:type_name -> warden.v1.SecretMaterial
 	1,  // 4: warden.v1.AssignmentSet.managers:type_name -> warden.v1.ManagerList
-	20, // 5: warden.v1.TaskReport.status:type_name -> warden.v1.TaskStatus
-	21, // 6: warden.v1.InstallRequest.role:type_name -> warden.v1.Role
-	11, // 7: warden.v1.InstallRequest.lock:type_name -> warden.v1.LockState
-	1,  // 8: warden.v1.InstallRequest.managers:type_name -> warden.v1.ManagerList
-	2,  // 9: warden.v1.Session.Describe:input_type -> warden.v1.DescribeRequest
-	5,  // 10: warden.v1.Session.Assign:input_type -> warden.v1.AssignmentSet
-	7,  // 11: warden.v1.Session.Watch:input_type -> warden.v1.WatchRequest
-	9,  // 12: warden.v1.Session.Renew:input_type -> warden.v1.RenewRequest
-	12, // 13: warden.v1.Session.Install:input_type -> warden.v1.InstallRequest
-	14, // 14: warden.v1.Session.Logs:input_type -> warden.v1.LogsRequest
-	16, // 15: warden.v1.Session.Evict:input_type -> warden.v1.EvictRequest
-	3,  // 16: warden.v1.Session.Describe:output_type -> warden.v1.DescribeReply
-	6,  // 17: warden.v1.Session.Assign:output_type -> warden.v1.AssignmentAck
-	8,  // 18: warden.v1.Session.Watch:output_type -> warden.v1.TaskReport
-	10, // 19: warden.v1.Session.Renew:output_type -> warden.v1.RenewReply
-	13, // 20: warden.v1.Session.Install:output_type -> warden.v1.InstallReply
-	15, // 21: warden.v1.Session.Logs:output_type -> warden.v1.LogChunk
-	17, // 22: warden.v1.Session.Evict:output_type -> warden.v1.EvictReply
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	19, // 5: warden.v1.WatchReply.description:type_name -> warden.v1.NodeDescription
+	9,  // 6: warden.v1.WatchReply.reports:type_name -> warden.v1.TaskReport
+	21, // 7: warden.v1.TaskReport.status:type_name -> warden.v1.TaskStatus
+	22, // 8: warden.v1.InstallRequest.role:type_name -> warden.v1.Role
+	12, // 9: warden.v1.InstallRequest.lock:type_name -> warden.v1.LockState
+	1,  // 10: warden.v1.InstallRequest.managers:type_name -> warden.v1.ManagerList
+	2,  // 11: warden.v1.Session.Describe:input_type -> warden.v1.DescribeRequest
+	5,  // 12: warden.v1.Session.Assign:input_type -> warden.v1.AssignmentSet
+	7,  // 13: warden.v1.Session.Watch:input_type -> warden.v1.WatchRequest
+	10, // 14: warden.v1.Session.Renew:input_type -> warden.v1.RenewRequest
+	13, // 15: warden.v1.Session.Install:input_type -> warden.v1.InstallRequest
+	15, // 16: warden.v1.Session.Logs:input_type -> warden.v1.LogsRequest
+	17, // 17: warden.v1.Session.Evict:input_type -> warden.v1.EvictRequest
+	3,  // 18: warden.v1.Session.Describe:output_type -> warden.v1.DescribeReply
+	6,  // 19: warden.v1.Session.Assign:output_type -> warden.v1.AssignmentAck
+	8,  // 20: warden.v1.Session.Watch:output_type -> warden.v1.WatchReply
+	11, // 21: warden.v1.Session.Renew:output_type -> warden.v1.RenewReply
+	14, // 22: warden.v1.Session.Install:output_type -> warden.v1.InstallReply
+	16, // 23: warden.v1.Session.Logs:output_type -> warden.v1.LogChunk
+	18, // 24: warden.v1.Session.Evict:output_type -> warden.v1.EvictReply
+	18, // [18:25] is the sub-list for method output_type
+	11, // [11:18] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -1196,7 +1295,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   18,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -34,12 +34,13 @@ const (
 //
 // Session is served by a node over the session that it dialled; the manager that accepted is the client.
 type SessionClient interface {
-	// Describe asks what the node is, and is the heartbeat: the manager calls it every few seconds.
+	// Describe asks what the node is, once at the start of a session; of a node that is only to renew its leaf, every few seconds.
 	Describe(ctx context.Context, in *DescribeRequest, opts ...grpc.CallOption) (*DescribeReply, error)
 	// Assign streams assignment sets to the node; the node acknowledges each by its sequence when it has taken it over.
 	Assign(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[AssignmentSet, AssignmentAck], error)
-	// Watch streams states of tasks: first all, then each change.
-	Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TaskReport], error)
+	// Watch streams states of tasks: first all, then each change. It carries the heartbeat, too: the manager asks every few
+	// seconds, and the node answers each.
+	Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchReply], error)
 	// Renew makes a new key on the node and returns a CSR for it.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewReply, error)
 	// Install hands over the leaf for the key of the last Renew. The node stores it durably, answers, and redials.
@@ -80,24 +81,18 @@ func (c *sessionClient) Assign(ctx context.Context, opts ...grpc.CallOption) (gr
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Session_AssignClient = grpc.BidiStreamingClient[AssignmentSet, AssignmentAck]
 
-func (c *sessionClient) Watch(ctx context.Context, in *WatchRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[TaskReport], error) {
+func (c *sessionClient) Watch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[WatchRequest, WatchReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Session_ServiceDesc.Streams[1], Session_Watch_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	x := &grpc.GenericClientStream[WatchRequest, TaskReport]{ClientStream: stream}
-	if err := x.ClientStream.SendMsg(in); err != nil {
-		return nil, err
-	}
-	if err := x.ClientStream.CloseSend(); err != nil {
-		return nil, err
-	}
+	x := &grpc.GenericClientStream[WatchRequest, WatchReply]{ClientStream: stream}
 	return x, nil
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Session_WatchClient = grpc.ServerStreamingClient[TaskReport]
+type Session_WatchClient = grpc.BidiStreamingClient[WatchRequest, WatchReply]
 
 func (c *sessionClient) Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*RenewReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -154,12 +149,13 @@ func (c *sessionClient) Evict(ctx context.Context, in *EvictRequest, opts ...grp
 //
 // Session is served by a node over the session that it dialled; the manager that accepted is the client.
 type SessionServer interface {
-	// Describe asks what the node is, and is the heartbeat: the manager calls it every few seconds.
+	// Describe asks what the node is, once at the start of a session; of a node that is only to renew its leaf, every few seconds.
 	Describe(context.Context, *DescribeRequest) (*DescribeReply, error)
 	// Assign streams assignment sets to the node; the node acknowledges each by its sequence when it has taken it over.
 	Assign(grpc.BidiStreamingServer[AssignmentSet, AssignmentAck]) error
-	// Watch streams states of tasks: first all, then each change.
-	Watch(*WatchRequest, grpc.ServerStreamingServer[TaskReport]) error
+	// Watch streams states of tasks: first all, then each change. It carries the heartbeat, too: the manager asks every few
+	// seconds, and the node answers each.
+	Watch(grpc.BidiStreamingServer[WatchRequest, WatchReply]) error
 	// Renew makes a new key on the node and returns a CSR for it.
 	Renew(context.Context, *RenewRequest) (*RenewReply, error)
 	// Install hands over the leaf for the key of the last Renew. The node stores it durably, answers, and redials.
@@ -183,7 +179,7 @@ func (UnimplementedSessionServer) Describe(context.Context, *DescribeRequest) (*
 func (UnimplementedSessionServer) Assign(grpc.BidiStreamingServer[AssignmentSet, AssignmentAck]) error {
 	return status.Error(codes.Unimplemented, "method Assign not implemented")
 }
-func (UnimplementedSessionServer) Watch(*WatchRequest, grpc.ServerStreamingServer[TaskReport]) error {
+func (UnimplementedSessionServer) Watch(grpc.BidiStreamingServer[WatchRequest, WatchReply]) error {
 	return status.Error(codes.Unimplemented, "method Watch not implemented")
 }
 func (UnimplementedSessionServer) Renew(context.Context, *RenewRequest) (*RenewReply, error) {
@@ -245,15 +241,11 @@ func _Session_Assign_Handler(srv interface{}, stream grpc.ServerStream) error {
 type Session_AssignServer = grpc.BidiStreamingServer[AssignmentSet, AssignmentAck]
 
 func _Session_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
-	m := new(WatchRequest)
-	if err := stream.RecvMsg(m); err != nil {
-		return err
-	}
-	return srv.(SessionServer).Watch(m, &grpc.GenericServerStream[WatchRequest, TaskReport]{ServerStream: stream})
+	return srv.(SessionServer).Watch(&grpc.GenericServerStream[WatchRequest, WatchReply]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Session_WatchServer = grpc.ServerStreamingServer[TaskReport]
+type Session_WatchServer = grpc.BidiStreamingServer[WatchRequest, WatchReply]
 
 func _Session_Renew_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RenewRequest)
@@ -355,6 +347,7 @@ var Session_ServiceDesc = grpc.ServiceDesc{
 			StreamName:    "Watch",
 			Handler:       _Session_Watch_Handler,
 			ServerStreams: true,
+			ClientStreams: true,
 		},
 		{
 			StreamName:    "Logs",

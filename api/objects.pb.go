@@ -418,6 +418,9 @@ type Cluster struct {
 	ApplyVersion      uint32                 `protobuf:"varint,15,opt,name=apply_version,json=applyVersion,proto3" json:"apply_version,omitempty"`               // raised only when every manager supports it
 	RotatedIndex      uint64                 `protobuf:"varint,17,opt,name=rotated_index,json=rotatedIndex,proto3" json:"rotated_index,omitempty"`               // evictions of managers up to this raft index have been followed by new keys
 	DistrustedIssuers []byte                 `protobuf:"bytes,16,opt,name=distrusted_issuers,json=distrustedIssuers,proto3" json:"distrusted_issuers,omitempty"` // concatenated SHA-256 sums of issuing certificates that must not be accepted any more
+	LockGeneration    uint64                 `protobuf:"varint,18,opt,name=lock_generation,json=lockGeneration,proto3" json:"lock_generation,omitempty"`         // raised by each change of autolock or of unlock_recipient
+	DekGeneration     uint64                 `protobuf:"varint,19,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"`            // a manager whose DEK and node key are of an older one makes new ones
+	DekChangedNs      int64                  `protobuf:"varint,20,opt,name=dek_changed_ns,json=dekChangedNs,proto3" json:"dek_changed_ns,omitempty"`             // when dek_generation was raised last; set by the apply
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -571,6 +574,27 @@ func (x *Cluster) GetDistrustedIssuers() []byte {
 	return nil
 }
 
+func (x *Cluster) GetLockGeneration() uint64 {
+	if x != nil {
+		return x.LockGeneration
+	}
+	return 0
+}
+
+func (x *Cluster) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
+func (x *Cluster) GetDekChangedNs() int64 {
+	if x != nil {
+		return x.DekChangedNs
+	}
+	return 0
+}
+
 // NodeDescription is what a node says of itself. Never trusted for security.
 type NodeDescription struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -689,31 +713,32 @@ func (x *NodeDescription) GetAdvertise() string {
 }
 
 type Node struct {
-	state           protoimpl.MessageState `protogen:"open.v1"`
-	Id              string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	Meta            *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
-	Hostname        string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`                                               // as admitted; the description may say otherwise later
-	Role            Role                   `protobuf:"varint,4,opt,name=role,proto3,enum=warden.v1.Role" json:"role,omitempty"`                                  // what raft membership has followed to
-	DesiredRole     Role                   `protobuf:"varint,5,opt,name=desired_role,json=desiredRole,proto3,enum=warden.v1.Role" json:"desired_role,omitempty"` // what the operator asked for; effective role is manager only where both say so
-	Zone            string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`                                                       // name of the zone
-	Availability    Availability           `protobuf:"varint,7,opt,name=availability,proto3,enum=warden.v1.Availability" json:"availability,omitempty"`
-	Labels          map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // set by operators
-	Description     *NodeDescription       `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`                                                                 // as last reported
-	Address         string                 `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`                                                                        // managers: host:port where peers and nodes dial; workers: empty
-	Ip              string                 `protobuf:"bytes,11,opt,name=ip,proto3" json:"ip,omitempty"`                                                                                  // as a manager saw it
-	KeyHash         []byte                 `protobuf:"bytes,12,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`                                                         // SHA-256 of the SPKI of the current leaf
-	NextKeyHash     []byte                 `protobuf:"bytes,13,opt,name=next_key_hash,json=nextKeyHash,proto3" json:"next_key_hash,omitempty"`                                           // of the leaf being installed; empty where none is
-	Leaf            []byte                 `protobuf:"bytes,14,opt,name=leaf,proto3" json:"leaf,omitempty"`                                                                              // DER of the newest leaf issued
-	LeafNotBeforeNs int64                  `protobuf:"varint,15,opt,name=leaf_not_before_ns,json=leafNotBeforeNs,proto3" json:"leaf_not_before_ns,omitempty"`                            // of the current leaf
-	LeafNotAfterNs  int64                  `protobuf:"varint,16,opt,name=leaf_not_after_ns,json=leafNotAfterNs,proto3" json:"leaf_not_after_ns,omitempty"`
-	TokenId         string                 `protobuf:"bytes,17,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`                         // the token it joined with
-	JoinKeyHash     []byte                 `protobuf:"bytes,18,opt,name=join_key_hash,json=joinKeyHash,proto3" json:"join_key_hash,omitempty"`           // SHA-256 of the SPKI in the CSR of the join: makes a repeated join the same join
-	LeafRole        Role                   `protobuf:"varint,19,opt,name=leaf_role,json=leafRole,proto3,enum=warden.v1.Role" json:"leaf_role,omitempty"` // role in the newest leaf issued
-	LeafZone        string                 `protobuf:"bytes,20,opt,name=leaf_zone,json=leafZone,proto3" json:"leaf_zone,omitempty"`
-	LeafGeneration  uint64                 `protobuf:"varint,21,opt,name=leaf_generation,json=leafGeneration,proto3" json:"leaf_generation,omitempty"` // issuing_generation that signed the newest leaf
-	WasManager      bool                   `protobuf:"varint,22,opt,name=was_manager,json=wasManager,proto3" json:"was_manager,omitempty"`             // set by the apply, for ever: it knew what managers know
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Id                string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Meta              *Meta                  `protobuf:"bytes,2,opt,name=meta,proto3" json:"meta,omitempty"`
+	Hostname          string                 `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`                                               // as admitted; the description may say otherwise later
+	Role              Role                   `protobuf:"varint,4,opt,name=role,proto3,enum=warden.v1.Role" json:"role,omitempty"`                                  // what raft membership has followed to
+	DesiredRole       Role                   `protobuf:"varint,5,opt,name=desired_role,json=desiredRole,proto3,enum=warden.v1.Role" json:"desired_role,omitempty"` // what the operator asked for; effective role is manager only where both say so
+	Zone              string                 `protobuf:"bytes,6,opt,name=zone,proto3" json:"zone,omitempty"`                                                       // name of the zone
+	Availability      Availability           `protobuf:"varint,7,opt,name=availability,proto3,enum=warden.v1.Availability" json:"availability,omitempty"`
+	Labels            map[string]string      `protobuf:"bytes,8,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // set by operators
+	Description       *NodeDescription       `protobuf:"bytes,9,opt,name=description,proto3" json:"description,omitempty"`                                                                 // as last reported
+	Address           string                 `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`                                                                        // managers: host:port where peers and nodes dial; workers: empty
+	Ip                string                 `protobuf:"bytes,11,opt,name=ip,proto3" json:"ip,omitempty"`                                                                                  // as a manager saw it
+	KeyHash           []byte                 `protobuf:"bytes,12,opt,name=key_hash,json=keyHash,proto3" json:"key_hash,omitempty"`                                                         // SHA-256 of the SPKI of the current leaf
+	NextKeyHash       []byte                 `protobuf:"bytes,13,opt,name=next_key_hash,json=nextKeyHash,proto3" json:"next_key_hash,omitempty"`                                           // of the leaf being installed; empty where none is
+	Leaf              []byte                 `protobuf:"bytes,14,opt,name=leaf,proto3" json:"leaf,omitempty"`                                                                              // DER of the newest leaf issued
+	LeafNotBeforeNs   int64                  `protobuf:"varint,15,opt,name=leaf_not_before_ns,json=leafNotBeforeNs,proto3" json:"leaf_not_before_ns,omitempty"`                            // of the current leaf
+	LeafNotAfterNs    int64                  `protobuf:"varint,16,opt,name=leaf_not_after_ns,json=leafNotAfterNs,proto3" json:"leaf_not_after_ns,omitempty"`
+	TokenId           string                 `protobuf:"bytes,17,opt,name=token_id,json=tokenId,proto3" json:"token_id,omitempty"`                         // the token it joined with
+	JoinKeyHash       []byte                 `protobuf:"bytes,18,opt,name=join_key_hash,json=joinKeyHash,proto3" json:"join_key_hash,omitempty"`           // SHA-256 of the SPKI in the CSR of the join: makes a repeated join the same join
+	LeafRole          Role                   `protobuf:"varint,19,opt,name=leaf_role,json=leafRole,proto3,enum=warden.v1.Role" json:"leaf_role,omitempty"` // role in the newest leaf issued
+	LeafZone          string                 `protobuf:"bytes,20,opt,name=leaf_zone,json=leafZone,proto3" json:"leaf_zone,omitempty"`
+	LeafGeneration    uint64                 `protobuf:"varint,21,opt,name=leaf_generation,json=leafGeneration,proto3" json:"leaf_generation,omitempty"`            // issuing_generation that signed the newest leaf
+	WasManager        bool                   `protobuf:"varint,22,opt,name=was_manager,json=wasManager,proto3" json:"was_manager,omitempty"`                        // set by the apply, for ever: it knew what managers know
+	LeafDekGeneration uint64                 `protobuf:"varint,23,opt,name=leaf_dek_generation,json=leafDekGeneration,proto3" json:"leaf_dek_generation,omitempty"` // dek_generation when the newest leaf was issued; managers
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Node) Reset() {
@@ -898,6 +923,13 @@ func (x *Node) GetWasManager() bool {
 		return x.WasManager
 	}
 	return false
+}
+
+func (x *Node) GetLeafDekGeneration() uint64 {
+	if x != nil {
+		return x.LeafDekGeneration
+	}
+	return 0
 }
 
 // Tombstone says that a node ID is gone for ever. Never deleted.
@@ -1206,8 +1238,8 @@ type SecretReference struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SecretId      string                 `protobuf:"bytes,1,opt,name=secret_id,json=secretId,proto3" json:"secret_id,omitempty"`
 	SecretName    string                 `protobuf:"bytes,2,opt,name=secret_name,json=secretName,proto3" json:"secret_name,omitempty"`
-	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
-	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"` // file name under /run/secrets
+	Version       uint64                 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"` // in a service: 0 follows the current version, else pinned; in a task: the version it gets
+	Target        string                 `protobuf:"bytes,4,opt,name=target,proto3" json:"target,omitempty"`    // file name under /run/secrets
 	Uid           uint32                 `protobuf:"varint,5,opt,name=uid,proto3" json:"uid,omitempty"`
 	Gid           uint32                 `protobuf:"varint,6,opt,name=gid,proto3" json:"gid,omitempty"`
 	Mode          uint32                 `protobuf:"varint,7,opt,name=mode,proto3" json:"mode,omitempty"` // 0400 unless asked otherwise
@@ -1376,6 +1408,7 @@ type TaskSpec struct {
 	StopGraceNs        int64                  `protobuf:"varint,10,opt,name=stop_grace_ns,json=stopGraceNs,proto3" json:"stop_grace_ns,omitempty"`
 	RestartDelayNs     int64                  `protobuf:"varint,11,opt,name=restart_delay_ns,json=restartDelayNs,proto3" json:"restart_delay_ns,omitempty"`             // base of the back-off
 	RestartAttemptsMax uint32                 `protobuf:"varint,12,opt,name=restart_attempts_max,json=restartAttemptsMax,proto3" json:"restart_attempts_max,omitempty"` // 0: not limited
+	Force              uint64                 `protobuf:"varint,13,opt,name=force,proto3" json:"force,omitempty"`                                                       // raised to have every task replaced though nothing else changed
 	unknownFields      protoimpl.UnknownFields
 	sizeCache          protoimpl.SizeCache
 }
@@ -1494,19 +1527,80 @@ func (x *TaskSpec) GetRestartAttemptsMax() uint32 {
 	return 0
 }
 
+func (x *TaskSpec) GetForce() uint64 {
+	if x != nil {
+		return x.Force
+	}
+	return 0
+}
+
+// UpdatePolicy is how tasks are replaced when what they run changes. Absent: one at a time, without delay.
+type UpdatePolicy struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Parallelism   uint32                 `protobuf:"varint,1,opt,name=parallelism,proto3" json:"parallelism,omitempty"`        // slots that may be without their new running task at once; 0: all
+	DelayNs       int64                  `protobuf:"varint,2,opt,name=delay_ns,json=delayNs,proto3" json:"delay_ns,omitempty"` // from one new task running to the next old one stopping
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdatePolicy) Reset() {
+	*x = UpdatePolicy{}
+	mi := &file_objects_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePolicy) ProtoMessage() {}
+
+func (x *UpdatePolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_objects_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePolicy.ProtoReflect.Descriptor instead.
+func (*UpdatePolicy) Descriptor() ([]byte, []int) {
+	return file_objects_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *UpdatePolicy) GetParallelism() uint32 {
+	if x != nil {
+		return x.Parallelism
+	}
+	return 0
+}
+
+func (x *UpdatePolicy) GetDelayNs() int64 {
+	if x != nil {
+		return x.DelayNs
+	}
+	return 0
+}
+
 type ServiceSpec struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Labels        map[string]string      `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	Replicas      uint64                 `protobuf:"varint,3,opt,name=replicas,proto3" json:"replicas,omitempty"`
 	Task          *TaskSpec              `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	Update        *UpdatePolicy          `protobuf:"bytes,5,opt,name=update,proto3" json:"update,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServiceSpec) Reset() {
 	*x = ServiceSpec{}
-	mi := &file_objects_proto_msgTypes[10]
+	mi := &file_objects_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1612,7 @@ func (x *ServiceSpec) String() string {
 func (*ServiceSpec) ProtoMessage() {}
 
 func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[10]
+	mi := &file_objects_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1625,7 @@ func (x *ServiceSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServiceSpec.ProtoReflect.Descriptor instead.
 func (*ServiceSpec) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{10}
+	return file_objects_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServiceSpec) GetName() string {
@@ -1562,6 +1656,13 @@ func (x *ServiceSpec) GetTask() *TaskSpec {
 	return nil
 }
 
+func (x *ServiceSpec) GetUpdate() *UpdatePolicy {
+	if x != nil {
+		return x.Update
+	}
+	return nil
+}
+
 type Service struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1574,7 +1675,7 @@ type Service struct {
 
 func (x *Service) Reset() {
 	*x = Service{}
-	mi := &file_objects_proto_msgTypes[11]
+	mi := &file_objects_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1586,7 +1687,7 @@ func (x *Service) String() string {
 func (*Service) ProtoMessage() {}
 
 func (x *Service) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[11]
+	mi := &file_objects_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1599,7 +1700,7 @@ func (x *Service) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Service.ProtoReflect.Descriptor instead.
 func (*Service) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{11}
+	return file_objects_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Service) GetId() string {
@@ -1643,7 +1744,7 @@ type TaskStatus struct {
 
 func (x *TaskStatus) Reset() {
 	*x = TaskStatus{}
-	mi := &file_objects_proto_msgTypes[12]
+	mi := &file_objects_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1756,7 @@ func (x *TaskStatus) String() string {
 func (*TaskStatus) ProtoMessage() {}
 
 func (x *TaskStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[12]
+	mi := &file_objects_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1769,7 @@ func (x *TaskStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskStatus.ProtoReflect.Descriptor instead.
 func (*TaskStatus) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{12}
+	return file_objects_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *TaskStatus) GetState() TaskState {
@@ -1726,7 +1827,7 @@ type Task struct {
 
 func (x *Task) Reset() {
 	*x = Task{}
-	mi := &file_objects_proto_msgTypes[13]
+	mi := &file_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1738,7 +1839,7 @@ func (x *Task) String() string {
 func (*Task) ProtoMessage() {}
 
 func (x *Task) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[13]
+	mi := &file_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1751,7 +1852,7 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Task.ProtoReflect.Descriptor instead.
 func (*Task) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{13}
+	return file_objects_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Task) GetId() string {
@@ -1852,7 +1953,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_objects_proto_msgTypes[14]
+	mi := &file_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1864,7 +1965,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[14]
+	mi := &file_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1877,7 +1978,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{14}
+	return file_objects_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Secret) GetId() string {
@@ -1939,7 +2040,7 @@ type SecretVersion struct {
 
 func (x *SecretVersion) Reset() {
 	*x = SecretVersion{}
-	mi := &file_objects_proto_msgTypes[15]
+	mi := &file_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1951,7 +2052,7 @@ func (x *SecretVersion) String() string {
 func (*SecretVersion) ProtoMessage() {}
 
 func (x *SecretVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[15]
+	mi := &file_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1964,7 +2065,7 @@ func (x *SecretVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SecretVersion.ProtoReflect.Descriptor instead.
 func (*SecretVersion) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{15}
+	return file_objects_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SecretVersion) GetId() string {
@@ -2042,7 +2143,7 @@ type Exposure struct {
 
 func (x *Exposure) Reset() {
 	*x = Exposure{}
-	mi := &file_objects_proto_msgTypes[16]
+	mi := &file_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2054,7 +2155,7 @@ func (x *Exposure) String() string {
 func (*Exposure) ProtoMessage() {}
 
 func (x *Exposure) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[16]
+	mi := &file_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2067,7 +2168,7 @@ func (x *Exposure) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exposure.ProtoReflect.Descriptor instead.
 func (*Exposure) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{16}
+	return file_objects_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Exposure) GetId() string {
@@ -2155,7 +2256,7 @@ type Object struct {
 
 func (x *Object) Reset() {
 	*x = Object{}
-	mi := &file_objects_proto_msgTypes[17]
+	mi := &file_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2167,7 +2268,7 @@ func (x *Object) String() string {
 func (*Object) ProtoMessage() {}
 
 func (x *Object) ProtoReflect() protoreflect.Message {
-	mi := &file_objects_proto_msgTypes[17]
+	mi := &file_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2180,7 +2281,7 @@ func (x *Object) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Object.ProtoReflect.Descriptor instead.
 func (*Object) Descriptor() ([]byte, []int) {
-	return file_objects_proto_rawDescGZIP(), []int{17}
+	return file_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Object) GetOf() isObject_Of {
@@ -2355,7 +2456,7 @@ const file_objects_proto_rawDesc = "" +
 	"\n" +
 	"created_ns\x18\x03 \x01(\x03R\tcreatedNs\x12\x1d\n" +
 	"\n" +
-	"updated_ns\x18\x04 \x01(\x03R\tupdatedNs\"\xfb\x04\n" +
+	"updated_ns\x18\x04 \x01(\x03R\tupdatedNs\"\xf1\x05\n" +
 	"\aCluster\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x1b\n" +
@@ -2374,7 +2475,10 @@ const file_objects_proto_rawDesc = "" +
 	"\x11keyset_generation\x18\x0e \x01(\x04R\x10keysetGeneration\x12#\n" +
 	"\rapply_version\x18\x0f \x01(\rR\fapplyVersion\x12#\n" +
 	"\rrotated_index\x18\x11 \x01(\x04R\frotatedIndex\x12-\n" +
-	"\x12distrusted_issuers\x18\x10 \x01(\fR\x11distrustedIssuers\"\x9e\x03\n" +
+	"\x12distrusted_issuers\x18\x10 \x01(\fR\x11distrustedIssuers\x12'\n" +
+	"\x0flock_generation\x18\x12 \x01(\x04R\x0elockGeneration\x12%\n" +
+	"\x0edek_generation\x18\x13 \x01(\x04R\rdekGeneration\x12$\n" +
+	"\x0edek_changed_ns\x18\x14 \x01(\x03R\fdekChangedNs\"\x9e\x03\n" +
 	"\x0fNodeDescription\x12\x1a\n" +
 	"\bhostname\x18\x01 \x01(\tR\bhostname\x12\x0e\n" +
 	"\x02os\x18\x02 \x01(\tR\x02os\x12\x12\n" +
@@ -2389,7 +2493,7 @@ const file_objects_proto_rawDesc = "" +
 	" \x01(\tR\tadvertise\x1a?\n" +
 	"\x11EngineLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x88\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04meta\x18\x02 \x01(\v2\x0f.warden.v1.MetaR\x04meta\x12\x1a\n" +
@@ -2414,7 +2518,8 @@ const file_objects_proto_rawDesc = "" +
 	"\tleaf_zone\x18\x14 \x01(\tR\bleafZone\x12'\n" +
 	"\x0fleaf_generation\x18\x15 \x01(\x04R\x0eleafGeneration\x12\x1f\n" +
 	"\vwas_manager\x18\x16 \x01(\bR\n" +
-	"wasManager\x1a9\n" +
+	"wasManager\x12.\n" +
+	"\x13leaf_dek_generation\x18\x17 \x01(\x04R\x11leafDekGeneration\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x96\x02\n" +
@@ -2464,7 +2569,7 @@ const file_objects_proto_rawDesc = "" +
 	"\x11reserve_nano_cpus\x18\x01 \x01(\x03R\x0freserveNanoCpus\x120\n" +
 	"\x14reserve_memory_bytes\x18\x02 \x01(\x03R\x12reserveMemoryBytes\x12&\n" +
 	"\x0flimit_nano_cpus\x18\x03 \x01(\x03R\rlimitNanoCpus\x12,\n" +
-	"\x12limit_memory_bytes\x18\x04 \x01(\x03R\x10limitMemoryBytes\"\x97\x04\n" +
+	"\x12limit_memory_bytes\x18\x04 \x01(\x03R\x10limitMemoryBytes\"\xad\x04\n" +
 	"\bTaskSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x03(\tR\acommand\x12\x10\n" +
@@ -2478,15 +2583,20 @@ const file_objects_proto_rawDesc = "" +
 	"\rstop_grace_ns\x18\n" +
 	" \x01(\x03R\vstopGraceNs\x12(\n" +
 	"\x10restart_delay_ns\x18\v \x01(\x03R\x0erestartDelayNs\x120\n" +
-	"\x14restart_attempts_max\x18\f \x01(\rR\x12restartAttemptsMax\x1a9\n" +
+	"\x14restart_attempts_max\x18\f \x01(\rR\x12restartAttemptsMax\x12\x14\n" +
+	"\x05force\x18\r \x01(\x04R\x05force\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xdd\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"K\n" +
+	"\fUpdatePolicy\x12 \n" +
+	"\vparallelism\x18\x01 \x01(\rR\vparallelism\x12\x19\n" +
+	"\bdelay_ns\x18\x02 \x01(\x03R\adelayNs\"\x8e\x02\n" +
 	"\vServiceSpec\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12:\n" +
 	"\x06labels\x18\x02 \x03(\v2\".warden.v1.ServiceSpec.LabelsEntryR\x06labels\x12\x1a\n" +
 	"\breplicas\x18\x03 \x01(\x04R\breplicas\x12'\n" +
-	"\x04task\x18\x04 \x01(\v2\x13.warden.v1.TaskSpecR\x04task\x1a9\n" +
+	"\x04task\x18\x04 \x01(\v2\x13.warden.v1.TaskSpecR\x04task\x12/\n" +
+	"\x06update\x18\x05 \x01(\v2\x17.warden.v1.UpdatePolicyR\x06update\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x01\n" +
@@ -2622,7 +2732,7 @@ func file_objects_proto_rawDescGZIP() []byte {
 }
 
 var file_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
-var file_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_objects_proto_goTypes = []any{
 	(Kind)(0),               // 0: warden.v1.Kind
 	(Role)(0),               // 1: warden.v1.Role
@@ -2639,28 +2749,29 @@ var file_objects_proto_goTypes = []any{
 	(*SecretReference)(nil), // 12: warden.v1.SecretReference
 	(*Resources)(nil),       // 13: warden.v1.Resources
 	(*TaskSpec)(nil),        // 14: warden.v1.TaskSpec
-	(*ServiceSpec)(nil),     // 15: warden.v1.ServiceSpec
-	(*Service)(nil),         // 16: warden.v1.Service
-	(*TaskStatus)(nil),      // 17: warden.v1.TaskStatus
-	(*Task)(nil),            // 18: warden.v1.Task
-	(*Secret)(nil),          // 19: warden.v1.Secret
-	(*SecretVersion)(nil),   // 20: warden.v1.SecretVersion
-	(*Exposure)(nil),        // 21: warden.v1.Exposure
-	(*Object)(nil),          // 22: warden.v1.Object
-	nil,                     // 23: warden.v1.NodeDescription.EngineLabelsEntry
-	nil,                     // 24: warden.v1.Node.LabelsEntry
-	nil,                     // 25: warden.v1.TaskSpec.LabelsEntry
-	nil,                     // 26: warden.v1.ServiceSpec.LabelsEntry
-	nil,                     // 27: warden.v1.Secret.LabelsEntry
+	(*UpdatePolicy)(nil),    // 15: warden.v1.UpdatePolicy
+	(*ServiceSpec)(nil),     // 16: warden.v1.ServiceSpec
+	(*Service)(nil),         // 17: warden.v1.Service
+	(*TaskStatus)(nil),      // 18: warden.v1.TaskStatus
+	(*Task)(nil),            // 19: warden.v1.Task
+	(*Secret)(nil),          // 20: warden.v1.Secret
+	(*SecretVersion)(nil),   // 21: warden.v1.SecretVersion
+	(*Exposure)(nil),        // 22: warden.v1.Exposure
+	(*Object)(nil),          // 23: warden.v1.Object
+	nil,                     // 24: warden.v1.NodeDescription.EngineLabelsEntry
+	nil,                     // 25: warden.v1.Node.LabelsEntry
+	nil,                     // 26: warden.v1.TaskSpec.LabelsEntry
+	nil,                     // 27: warden.v1.ServiceSpec.LabelsEntry
+	nil,                     // 28: warden.v1.Secret.LabelsEntry
 }
 var file_objects_proto_depIdxs = []int32{
 	5,  // 0: warden.v1.Cluster.meta:type_name -> warden.v1.Meta
-	23, // 1: warden.v1.NodeDescription.engine_labels:type_name -> warden.v1.NodeDescription.EngineLabelsEntry
+	24, // 1: warden.v1.NodeDescription.engine_labels:type_name -> warden.v1.NodeDescription.EngineLabelsEntry
 	5,  // 2: warden.v1.Node.meta:type_name -> warden.v1.Meta
 	1,  // 3: warden.v1.Node.role:type_name -> warden.v1.Role
 	1,  // 4: warden.v1.Node.desired_role:type_name -> warden.v1.Role
 	2,  // 5: warden.v1.Node.availability:type_name -> warden.v1.Availability
-	24, // 6: warden.v1.Node.labels:type_name -> warden.v1.Node.LabelsEntry
+	25, // 6: warden.v1.Node.labels:type_name -> warden.v1.Node.LabelsEntry
 	7,  // 7: warden.v1.Node.description:type_name -> warden.v1.NodeDescription
 	1,  // 8: warden.v1.Node.leaf_role:type_name -> warden.v1.Role
 	5,  // 9: warden.v1.Tombstone.meta:type_name -> warden.v1.Meta
@@ -2668,38 +2779,39 @@ var file_objects_proto_depIdxs = []int32{
 	5,  // 11: warden.v1.Zone.meta:type_name -> warden.v1.Meta
 	5,  // 12: warden.v1.Token.meta:type_name -> warden.v1.Meta
 	1,  // 13: warden.v1.Token.role:type_name -> warden.v1.Role
-	25, // 14: warden.v1.TaskSpec.labels:type_name -> warden.v1.TaskSpec.LabelsEntry
+	26, // 14: warden.v1.TaskSpec.labels:type_name -> warden.v1.TaskSpec.LabelsEntry
 	12, // 15: warden.v1.TaskSpec.secrets:type_name -> warden.v1.SecretReference
 	13, // 16: warden.v1.TaskSpec.resources:type_name -> warden.v1.Resources
 	3,  // 17: warden.v1.TaskSpec.restart:type_name -> warden.v1.RestartCondition
-	26, // 18: warden.v1.ServiceSpec.labels:type_name -> warden.v1.ServiceSpec.LabelsEntry
+	27, // 18: warden.v1.ServiceSpec.labels:type_name -> warden.v1.ServiceSpec.LabelsEntry
 	14, // 19: warden.v1.ServiceSpec.task:type_name -> warden.v1.TaskSpec
-	5,  // 20: warden.v1.Service.meta:type_name -> warden.v1.Meta
-	15, // 21: warden.v1.Service.spec:type_name -> warden.v1.ServiceSpec
-	4,  // 22: warden.v1.TaskStatus.state:type_name -> warden.v1.TaskState
-	5,  // 23: warden.v1.Task.meta:type_name -> warden.v1.Meta
-	4,  // 24: warden.v1.Task.desired_state:type_name -> warden.v1.TaskState
-	17, // 25: warden.v1.Task.status:type_name -> warden.v1.TaskStatus
-	14, // 26: warden.v1.Task.spec:type_name -> warden.v1.TaskSpec
-	5,  // 27: warden.v1.Secret.meta:type_name -> warden.v1.Meta
-	27, // 28: warden.v1.Secret.labels:type_name -> warden.v1.Secret.LabelsEntry
-	5,  // 29: warden.v1.SecretVersion.meta:type_name -> warden.v1.Meta
-	5,  // 30: warden.v1.Exposure.meta:type_name -> warden.v1.Meta
-	6,  // 31: warden.v1.Object.cluster:type_name -> warden.v1.Cluster
-	8,  // 32: warden.v1.Object.node:type_name -> warden.v1.Node
-	9,  // 33: warden.v1.Object.tombstone:type_name -> warden.v1.Tombstone
-	10, // 34: warden.v1.Object.zone:type_name -> warden.v1.Zone
-	11, // 35: warden.v1.Object.token:type_name -> warden.v1.Token
-	16, // 36: warden.v1.Object.service:type_name -> warden.v1.Service
-	18, // 37: warden.v1.Object.task:type_name -> warden.v1.Task
-	19, // 38: warden.v1.Object.secret:type_name -> warden.v1.Secret
-	20, // 39: warden.v1.Object.secret_version:type_name -> warden.v1.SecretVersion
-	21, // 40: warden.v1.Object.exposure:type_name -> warden.v1.Exposure
-	41, // [41:41] is the sub-list for method output_type
-	41, // [41:41] is the sub-list for method input_type
-	41, // [41:41] is the sub-list for extension type_name
-	41, // [41:41] is the sub-list for extension extendee
-	0,  // [0:41] is the sub-list for field type_name
+	15, // 20: warden.v1.ServiceSpec.update:type_name -> warden.v1.UpdatePolicy
+	5,  // 21: warden.v1.Service.meta:type_name -> warden.v1.Meta
+	16, // 22: warden.v1.Service.spec:type_name -> warden.v1.ServiceSpec
+	4,  // 23: warden.v1.TaskStatus.state:type_name -> warden.v1.TaskState
+	5,  // 24: warden.v1.Task.meta:type_name -> warden.v1.Meta
+	4,  // 25: warden.v1.Task.desired_state:type_name -> warden.v1.TaskState
+	18, // 26: warden.v1.Task.status:type_name -> warden.v1.TaskStatus
+	14, // 27: warden.v1.Task.spec:type_name -> warden.v1.TaskSpec
+	5,  // 28: warden.v1.Secret.meta:type_name -> warden.v1.Meta
+	28, // 29: warden.v1.Secret.labels:type_name -> warden.v1.Secret.LabelsEntry
+	5,  // 30: warden.v1.SecretVersion.meta:type_name -> warden.v1.Meta
+	5,  // 31: warden.v1.Exposure.meta:type_name -> warden.v1.Meta
+	6,  // 32: warden.v1.Object.cluster:type_name -> warden.v1.Cluster
+	8,  // 33: warden.v1.Object.node:type_name -> warden.v1.Node
+	9,  // 34: warden.v1.Object.tombstone:type_name -> warden.v1.Tombstone
+	10, // 35: warden.v1.Object.zone:type_name -> warden.v1.Zone
+	11, // 36: warden.v1.Object.token:type_name -> warden.v1.Token
+	17, // 37: warden.v1.Object.service:type_name -> warden.v1.Service
+	19, // 38: warden.v1.Object.task:type_name -> warden.v1.Task
+	20, // 39: warden.v1.Object.secret:type_name -> warden.v1.Secret
+	21, // 40: warden.v1.Object.secret_version:type_name -> warden.v1.SecretVersion
+	22, // 41: warden.v1.Object.exposure:type_name -> warden.v1.Exposure
+	42, // [42:42] is the sub-list for method output_type
+	42, // [42:42] is the sub-list for method input_type
+	42, // [42:42] is the sub-list for extension type_name
+	42, // [42:42] is the sub-list for extension extendee
+	0,  // [0:42] is the sub-list for field type_name
 }
 
 func init() { file_objects_proto_init() }
@@ -2707,7 +2819,7 @@ func file_objects_proto_init() {
 	if File_objects_proto != nil {
 		return
 	}
-	file_objects_proto_msgTypes[17].OneofWrappers = []any{
+	file_objects_proto_msgTypes[18].OneofWrappers = []any{
 		(*Object_Cluster)(nil),
 		(*Object_Node)(nil),
 		(*Object_Tombstone)(nil),
@@ -2725,7 +2837,7 @@ func file_objects_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_objects_proto_rawDesc), len(file_objects_proto_rawDesc)),
 			NumEnums:      5,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -21,6 +21,42 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type RecipientRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RecipientRequest) Reset() {
+	*x = RecipientRequest{}
+	mi := &file_peer_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RecipientRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RecipientRequest) ProtoMessage() {}
+
+func (x *RecipientRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RecipientRequest.ProtoReflect.Descriptor instead.
+func (*RecipientRequest) Descriptor() ([]byte, []int) {
+	return file_peer_proto_rawDescGZIP(), []int{0}
+}
+
 type ForwardRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Method        string                 `protobuf:"bytes,1,opt,name=method,proto3" json:"method,omitempty"` // full gRPC method of Control
@@ -33,7 +69,7 @@ type ForwardRequest struct {
 
 func (x *ForwardRequest) Reset() {
 	*x = ForwardRequest{}
-	mi := &file_peer_proto_msgTypes[0]
+	mi := &file_peer_proto_msgTypes[1]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -45,7 +81,7 @@ func (x *ForwardRequest) String() string {
 func (*ForwardRequest) ProtoMessage() {}
 
 func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[0]
+	mi := &file_peer_proto_msgTypes[1]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -58,7 +94,7 @@ func (x *ForwardRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardRequest.ProtoReflect.Descriptor instead.
 func (*ForwardRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{0}
+	return file_peer_proto_rawDescGZIP(), []int{1}
 }
 
 func (x *ForwardRequest) GetMethod() string {
@@ -98,7 +134,7 @@ type ForwardReply struct {
 
 func (x *ForwardReply) Reset() {
 	*x = ForwardReply{}
-	mi := &file_peer_proto_msgTypes[1]
+	mi := &file_peer_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -110,7 +146,7 @@ func (x *ForwardReply) String() string {
 func (*ForwardReply) ProtoMessage() {}
 
 func (x *ForwardReply) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[1]
+	mi := &file_peer_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -123,7 +159,7 @@ func (x *ForwardReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ForwardReply.ProtoReflect.Descriptor instead.
 func (*ForwardReply) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{1}
+	return file_peer_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ForwardReply) GetReply() []byte {
@@ -148,7 +184,7 @@ type SessionClaim struct {
 
 func (x *SessionClaim) Reset() {
 	*x = SessionClaim{}
-	mi := &file_peer_proto_msgTypes[2]
+	mi := &file_peer_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -160,7 +196,7 @@ func (x *SessionClaim) String() string {
 func (*SessionClaim) ProtoMessage() {}
 
 func (x *SessionClaim) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[2]
+	mi := &file_peer_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -173,7 +209,7 @@ func (x *SessionClaim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionClaim.ProtoReflect.Descriptor instead.
 func (*SessionClaim) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{2}
+	return file_peer_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *SessionClaim) GetNodeId() string {
@@ -228,7 +264,7 @@ type NodeTaskReport struct {
 
 func (x *NodeTaskReport) Reset() {
 	*x = NodeTaskReport{}
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -240,7 +276,7 @@ func (x *NodeTaskReport) String() string {
 func (*NodeTaskReport) ProtoMessage() {}
 
 func (x *NodeTaskReport) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[3]
+	mi := &file_peer_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -253,7 +289,7 @@ func (x *NodeTaskReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeTaskReport.ProtoReflect.Descriptor instead.
 func (*NodeTaskReport) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{3}
+	return file_peer_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *NodeTaskReport) GetNodeId() string {
@@ -275,16 +311,18 @@ type ReportRequest struct {
 	AppliedIndex  uint64                 `protobuf:"varint,1,opt,name=applied_index,json=appliedIndex,proto3" json:"applied_index,omitempty"`
 	Claims        []*SessionClaim        `protobuf:"bytes,2,rep,name=claims,proto3" json:"claims,omitempty"`
 	Tasks         []*NodeTaskReport      `protobuf:"bytes,3,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	LockState     string                 `protobuf:"bytes,4,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"` // "unlocked", or "old-key"
+	LockState     string                 `protobuf:"bytes,4,opt,name=lock_state,json=lockState,proto3" json:"lock_state,omitempty"` // "unlocked", "resealing" or "old-key"
 	TimeNs        int64                  `protobuf:"varint,5,opt,name=time_ns,json=timeNs,proto3" json:"time_ns,omitempty"`
-	Alarms        []*Alarm               `protobuf:"bytes,6,rep,name=alarms,proto3" json:"alarms,omitempty"` // absent from a report of tasks only
+	Alarms        []*Alarm               `protobuf:"bytes,6,rep,name=alarms,proto3" json:"alarms,omitempty"`                                     // absent from a report of tasks only
+	UnlockKeyId   string                 `protobuf:"bytes,7,opt,name=unlock_key_id,json=unlockKeyId,proto3" json:"unlock_key_id,omitempty"`      // what its key file is sealed under; empty: in clear
+	DekGeneration uint64                 `protobuf:"varint,8,opt,name=dek_generation,json=dekGeneration,proto3" json:"dek_generation,omitempty"` // of its DEK
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportRequest) Reset() {
 	*x = ReportRequest{}
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -296,7 +334,7 @@ func (x *ReportRequest) String() string {
 func (*ReportRequest) ProtoMessage() {}
 
 func (x *ReportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[4]
+	mi := &file_peer_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -309,7 +347,7 @@ func (x *ReportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportRequest.ProtoReflect.Descriptor instead.
 func (*ReportRequest) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{4}
+	return file_peer_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ReportRequest) GetAppliedIndex() uint64 {
@@ -354,6 +392,20 @@ func (x *ReportRequest) GetAlarms() []*Alarm {
 	return nil
 }
 
+func (x *ReportRequest) GetUnlockKeyId() string {
+	if x != nil {
+		return x.UnlockKeyId
+	}
+	return ""
+}
+
+func (x *ReportRequest) GetDekGeneration() uint64 {
+	if x != nil {
+		return x.DekGeneration
+	}
+	return 0
+}
+
 // Alarm says that something about a node needs a person.
 type Alarm struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -366,7 +418,7 @@ type Alarm struct {
 
 func (x *Alarm) Reset() {
 	*x = Alarm{}
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -378,7 +430,7 @@ func (x *Alarm) String() string {
 func (*Alarm) ProtoMessage() {}
 
 func (x *Alarm) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[5]
+	mi := &file_peer_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -391,7 +443,7 @@ func (x *Alarm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Alarm.ProtoReflect.Descriptor instead.
 func (*Alarm) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{5}
+	return file_peer_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Alarm) GetNodeId() string {
@@ -427,7 +479,7 @@ type ReportReply struct {
 
 func (x *ReportReply) Reset() {
 	*x = ReportReply{}
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -439,7 +491,7 @@ func (x *ReportReply) String() string {
 func (*ReportReply) ProtoMessage() {}
 
 func (x *ReportReply) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_proto_msgTypes[6]
+	mi := &file_peer_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -452,7 +504,7 @@ func (x *ReportReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportReply.ProtoReflect.Descriptor instead.
 func (*ReportReply) Descriptor() ([]byte, []int) {
-	return file_peer_proto_rawDescGZIP(), []int{6}
+	return file_peer_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ReportReply) GetCommitIndex() uint64 {
@@ -489,7 +541,8 @@ const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
 	"peer.proto\x12\twarden.v1\x1a\robjects.proto\x1a\rcommand.proto\x1a\n" +
-	"node.proto\"\x8b\x01\n" +
+	"node.proto\"\x12\n" +
+	"\x10RecipientRequest\"\x8b\x01\n" +
 	"\x0eForwardRequest\x12\x16\n" +
 	"\x06method\x18\x01 \x01(\tR\x06method\x12\x18\n" +
 	"\arequest\x18\x02 \x01(\fR\arequest\x12(\n" +
@@ -508,7 +561,7 @@ const file_peer_proto_rawDesc = "" +
 	"\askew_ns\x18\x06 \x01(\x03R\x06skewNs\"X\n" +
 	"\x0eNodeTaskReport\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12-\n" +
-	"\x06report\x18\x02 \x01(\v2\x15.warden.v1.TaskReportR\x06report\"\xf8\x01\n" +
+	"\x06report\x18\x02 \x01(\v2\x15.warden.v1.TaskReportR\x06report\"\xc3\x02\n" +
 	"\rReportRequest\x12#\n" +
 	"\rapplied_index\x18\x01 \x01(\x04R\fappliedIndex\x12/\n" +
 	"\x06claims\x18\x02 \x03(\v2\x17.warden.v1.SessionClaimR\x06claims\x12/\n" +
@@ -516,7 +569,9 @@ const file_peer_proto_rawDesc = "" +
 	"\n" +
 	"lock_state\x18\x04 \x01(\tR\tlockState\x12\x17\n" +
 	"\atime_ns\x18\x05 \x01(\x03R\x06timeNs\x12(\n" +
-	"\x06alarms\x18\x06 \x03(\v2\x10.warden.v1.AlarmR\x06alarms\"M\n" +
+	"\x06alarms\x18\x06 \x03(\v2\x10.warden.v1.AlarmR\x06alarms\x12\"\n" +
+	"\runlock_key_id\x18\a \x01(\tR\vunlockKeyId\x12%\n" +
+	"\x0edek_generation\x18\b \x01(\x04R\rdekGeneration\"M\n" +
 	"\x05Alarm\x12\x17\n" +
 	"\anode_id\x18\x01 \x01(\tR\x06nodeId\x12\x12\n" +
 	"\x04what\x18\x02 \x01(\tR\x04what\x12\x17\n" +
@@ -525,12 +580,13 @@ const file_peer_proto_rawDesc = "" +
 	"\fcommit_index\x18\x01 \x01(\x04R\vcommitIndex\x12%\n" +
 	"\x0eclose_sessions\x18\x02 \x03(\tR\rcloseSessions\x12\x17\n" +
 	"\atime_ns\x18\x03 \x01(\x03R\x06timeNs\x12\x1b\n" +
-	"\tleader_id\x18\x04 \x01(\tR\bleaderId2\xeb\x01\n" +
+	"\tleader_id\x18\x04 \x01(\tR\bleaderId2\xab\x02\n" +
 	"\x04Peer\x12=\n" +
 	"\aForward\x12\x19.warden.v1.ForwardRequest\x1a\x17.warden.v1.ForwardReply\x12:\n" +
 	"\x06Report\x12\x18.warden.v1.ReportRequest\x1a\x16.warden.v1.ReportReply\x126\n" +
 	"\x05Relay\x12\x16.warden.v1.LogsRequest\x1a\x13.warden.v1.LogChunk0\x01\x120\n" +
-	"\aPropose\x12\x12.warden.v1.Command\x1a\x11.warden.v1.ResultB\fZ\n" +
+	"\aPropose\x12\x12.warden.v1.Command\x1a\x11.warden.v1.Result\x12>\n" +
+	"\tRecipient\x12\x1b.warden.v1.RecipientRequest\x1a\x14.warden.v1.LockStateB\fZ\n" +
 	"warden/apib\x06proto3"
 
 var (
@@ -545,40 +601,44 @@ func file_peer_proto_rawDescGZIP() []byte {
 	return file_peer_proto_rawDescData
 }
 
-var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 7)
+var file_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_peer_proto_goTypes = []any{
-	(*ForwardRequest)(nil),  // 0: warden.v1.ForwardRequest
-	(*ForwardReply)(nil),    // 1: warden.v1.ForwardReply
-	(*SessionClaim)(nil),    // 2: warden.v1.SessionClaim
-	(*NodeTaskReport)(nil),  // 3: warden.v1.NodeTaskReport
-	(*ReportRequest)(nil),   // 4: warden.v1.ReportRequest
-	(*Alarm)(nil),           // 5: warden.v1.Alarm
-	(*ReportReply)(nil),     // 6: warden.v1.ReportReply
-	(*Actor)(nil),           // 7: warden.v1.Actor
-	(*NodeDescription)(nil), // 8: warden.v1.NodeDescription
-	(*TaskReport)(nil),      // 9: warden.v1.TaskReport
-	(*LogsRequest)(nil),     // 10: warden.v1.LogsRequest
-	(*Command)(nil),         // 11: warden.v1.Command
-	(*LogChunk)(nil),        // 12: warden.v1.LogChunk
-	(*Result)(nil),          // 13: warden.v1.Result
+	(*RecipientRequest)(nil), // 0: warden.v1.RecipientRequest
+	(*ForwardRequest)(nil),   // 1: warden.v1.ForwardRequest
+	(*ForwardReply)(nil),     // 2: warden.v1.ForwardReply
+	(*SessionClaim)(nil),     // 3: warden.v1.SessionClaim
+	(*NodeTaskReport)(nil),   // 4: warden.v1.NodeTaskReport
+	(*ReportRequest)(nil),    // 5: warden.v1.ReportRequest
+	(*Alarm)(nil),            // 6: warden.v1.Alarm
+	(*ReportReply)(nil),      // 7: warden.v1.ReportReply
+	(*Actor)(nil),            // 8: warden.v1.Actor
+	(*NodeDescription)(nil),  // 9: warden.v1.NodeDescription
+	(*TaskReport)(nil),       // 10: warden.v1.TaskReport
+	(*LogsRequest)(nil),      // 11: warden.v1.LogsRequest
+	(*Command)(nil),          // 12: warden.v1.Command
+	(*LogChunk)(nil),         // 13: warden.v1.LogChunk
+	(*Result)(nil),           // 14: warden.v1.Result
+	(*LockState)(nil),        // 15: warden.v1.LockState
 }
 var file_peer_proto_depIdxs = []int32{
-	7,  // 0: warden.v1.ForwardRequest.caller:type_name -> warden.v1.Actor
-	8,  // 1: warden.v1.SessionClaim.description:type_name -> warden.v1.NodeDescription
-	9,  // 2: warden.v1.NodeTaskReport.report:type_name -> warden.v1.TaskReport
-	2,  // 3: warden.v1.ReportRequest.claims:type_name -> warden.v1.SessionClaim
-	3,  // 4: warden.v1.ReportRequest.tasks:type_name -> warden.v1.NodeTaskReport
-	5,  // 5: warden.v1.ReportRequest.alarms:type_name -> warden.v1.Alarm
-	0,  // 6: warden.v1.Peer.Forward:input_type -> warden.v1.ForwardRequest
-	4,  // 7: warden.v1.Peer.Report:input_type -> warden.v1.ReportRequest
-	10, // 8: warden.v1.Peer.Relay:input_type -> warden.v1.LogsRequest
-	11, // 9: warden.v1.Peer.Propose:input_type -> warden.v1.Command
-	1,  // 10: warden.v1.Peer.Forward:output_type -> warden.v1.ForwardReply
-	6,  // 11: warden.v1.Peer.Report:output_type -> warden.v1.ReportReply
-	12, // 12: warden.v1.Peer.Relay:output_type -> warden.v1.LogChunk
-	13, // 13: warden.v1.Peer.Propose:output_type -> warden.v1.Result
-	10, // [10:14] is the sub-list for method output_type
-	6,  // [6:10] is the sub-list for method input_type
+	8,  // 0: warden.v1.ForwardRequest.caller:type_name -> warden.v1.Actor
+	9,  // 1: warden.v1.SessionClaim.description:type_name -> warden.v1.NodeDescription
+	10, // 2: warden.v1.NodeTaskReport.report:type_name -> warden.v1.TaskReport
+	3,  // 3: warden.v1.ReportRequest.claims:type_name -> warden.v1.SessionClaim
+	4,  // 4: warden.v1.ReportRequest.tasks:type_name -> warden.v1.NodeTaskReport
+	6,  // 5: warden.v1.ReportRequest.alarms:type_name -> warden.v1.Alarm
+	1,  // 6: warden.v1.Peer.Forward:input_type -> warden.v1.ForwardRequest
+	5,  // 7: warden.v1.Peer.Report:input_type -> warden.v1.ReportRequest
+	11, // 8: warden.v1.Peer.Relay:input_type -> warden.v1.LogsRequest
+	12, // 9: warden.v1.Peer.Propose:input_type -> warden.v1.Command
+	0,  // 10: warden.v1.Peer.Recipient:input_type -> warden.v1.RecipientRequest
+	2,  // 11: warden.v1.Peer.Forward:output_type -> warden.v1.ForwardReply
+	7,  // 12: warden.v1.Peer.Report:output_type -> warden.v1.ReportReply
+	13, // 13: warden.v1.Peer.Relay:output_type -> warden.v1.LogChunk
+	14, // 14: warden.v1.Peer.Propose:output_type -> warden.v1.Result
+	15, // 15: warden.v1.Peer.Recipient:output_type -> warden.v1.LockState
+	11, // [11:16] is the sub-list for method output_type
+	6,  // [6:11] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
 	6,  // [6:6] is the sub-list for extension extendee
 	0,  // [0:6] is the sub-list for field type_name
@@ -598,7 +658,7 @@ func file_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_proto_rawDesc), len(file_peer_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   7,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,10 +19,11 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Peer_Forward_FullMethodName = "/warden.v1.Peer/Forward"
-	Peer_Report_FullMethodName  = "/warden.v1.Peer/Report"
-	Peer_Relay_FullMethodName   = "/warden.v1.Peer/Relay"
-	Peer_Propose_FullMethodName = "/warden.v1.Peer/Propose"
+	Peer_Forward_FullMethodName   = "/warden.v1.Peer/Forward"
+	Peer_Report_FullMethodName    = "/warden.v1.Peer/Report"
+	Peer_Relay_FullMethodName     = "/warden.v1.Peer/Relay"
+	Peer_Propose_FullMethodName   = "/warden.v1.Peer/Propose"
+	Peer_Recipient_FullMethodName = "/warden.v1.Peer/Recipient"
 )
 
 // PeerClient is the client API for Peer service.
@@ -39,6 +40,8 @@ type PeerClient interface {
 	Relay(ctx context.Context, in *LogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[LogChunk], error)
 	// Propose commits one command on the leader for another manager (a join, a renewal).
 	Propose(ctx context.Context, in *Command, opts ...grpc.CallOption) (*Result, error)
+	// Recipient tells a manager that is about to start what its key file must be sealed to by now (I9).
+	Recipient(ctx context.Context, in *RecipientRequest, opts ...grpc.CallOption) (*LockState, error)
 }
 
 type peerClient struct {
@@ -98,6 +101,16 @@ func (c *peerClient) Propose(ctx context.Context, in *Command, opts ...grpc.Call
 	return out, nil
 }
 
+func (c *peerClient) Recipient(ctx context.Context, in *RecipientRequest, opts ...grpc.CallOption) (*LockState, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(LockState)
+	err := c.cc.Invoke(ctx, Peer_Recipient_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // PeerServer is the server API for Peer service.
 // All implementations must embed UnimplementedPeerServer
 // for forward compatibility.
@@ -112,6 +125,8 @@ type PeerServer interface {
 	Relay(*LogsRequest, grpc.ServerStreamingServer[LogChunk]) error
 	// Propose commits one command on the leader for another manager (a join, a renewal).
 	Propose(context.Context, *Command) (*Result, error)
+	// Recipient tells a manager that is about to start what its key file must be sealed to by now (I9).
+	Recipient(context.Context, *RecipientRequest) (*LockState, error)
 	mustEmbedUnimplementedPeerServer()
 }
 
@@ -133,6 +148,9 @@ func (UnimplementedPeerServer) Relay(*LogsRequest, grpc.ServerStreamingServer[Lo
 }
 func (UnimplementedPeerServer) Propose(context.Context, *Command) (*Result, error) {
 	return nil, status.Error(codes.Unimplemented, "method Propose not implemented")
+}
+func (UnimplementedPeerServer) Recipient(context.Context, *RecipientRequest) (*LockState, error) {
+	return nil, status.Error(codes.Unimplemented, "method Recipient not implemented")
 }
 func (UnimplementedPeerServer) mustEmbedUnimplementedPeerServer() {}
 func (UnimplementedPeerServer) testEmbeddedByValue()              {}
@@ -220,6 +238,24 @@ func _Peer_Propose_Handler(srv interface{}, ctx context.Context, dec func(interf
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Peer_Recipient_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RecipientRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(PeerServer).Recipient(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Peer_Recipient_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(PeerServer).Recipient(ctx, req.(*RecipientRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Peer_ServiceDesc is the grpc.ServiceDesc for Peer service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -238,6 +274,10 @@ var Peer_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Propose",
 			Handler:    _Peer_Propose_Handler,
+		},
+		{
+			MethodName: "Recipient",
+			Handler:    _Peer_Recipient_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -6,13 +6,14 @@ import (
 	"encoding/pem"
 	"maps"
 	"slices"
+	"strconv"
 
 	"warden"
 )
 
 // A key file is a sequence of PEM blocks in this order, and nothing else:
 //
-//	WARDEN KEY FILE          header: Version, Cluster, Node, Role; if sealed: Recipient, Key-Id
+//	WARDEN KEY FILE          header: Version, Cluster, Node, Role; if sealed: Recipient, Key-Id; where not 0: Lock-Generation, Dek-Generation
 //	CERTIFICATE …            leaf, issuing, root
 //	PRIVATE KEY              not sealed: PKCS #8
 //	WARDEN DEK               not sealed, managers: Tink keyset; headers Cluster, Node
@@ -27,6 +28,9 @@ const (
 	blockDigest = "WARDEN DIGEST"
 
 	version = "1"
+
+	headerLock = "Lock-Generation"
+	headerDEK  = "Dek-Generation"
 )
 
 const opParse = "parsing"
@@ -92,6 +96,8 @@ func ParseKeyFile(data []byte) (*KeyFile, error) {
 	}()
 	head, blocks := blocks[0], blocks[1:]
 	id := Identity{ClusterID: head.Headers["Cluster"], NodeID: head.Headers["Node"], Role: head.Headers["Role"]}
+	id.LockGeneration, _ = strconv.ParseUint(head.Headers[headerLock], 10, 64) // another spelling, or none, is found below
+	id.DEKGeneration, _ = strconv.ParseUint(head.Headers[headerDEK], 10, 64)
 	var to *Recipient
 	if text, sealed := head.Headers["Recipient"]; sealed {
 		public, err := warden.ParseBase36(text, keySize, keyWidth)
@@ -110,7 +116,7 @@ func ParseKeyFile(data []byte) (*KeyFile, error) {
 	if _, err := checkClear(id); err != nil {
 		return nil, err
 	}
-	file := &KeyFile{ClusterID: id.ClusterID, NodeID: id.NodeID, Role: id.Role, Chain: id.Chain}
+	file := &KeyFile{ClusterID: id.ClusterID, NodeID: id.NodeID, Role: id.Role, Chain: id.Chain, identity: id}
 	switch {
 	case to != nil && id.Role == roleManager && are(blocks, blockSealed):
 		file.Locked, file.KeyID, file.recipient, file.box = true, to.KeyID(), *to, blocks[0].Bytes
@@ -136,6 +142,11 @@ func headers(id Identity, to *Recipient) map[string]string {
 	h := map[string]string{"Version": version, "Cluster": id.ClusterID, "Node": id.NodeID, "Role": id.Role}
 	if to != nil {
 		h["Recipient"], h["Key-Id"] = warden.Base36(to[:], keyWidth), to.KeyID()
+	}
+	for name, generation := range map[string]uint64{headerLock: id.LockGeneration, headerDEK: id.DEKGeneration} {
+		if generation != 0 {
+			h[name] = strconv.FormatUint(generation, 10)
+		}
 	}
 	return h
 }

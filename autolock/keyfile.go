@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 
 	"golang.org/x/crypto/cryptobyte"
 	"golang.org/x/crypto/nacl/box"
@@ -31,6 +32,10 @@ type Identity struct {
 	Key               sensitive.Bytes // PKCS #8 DER of the node key, as x509.MarshalPKCS8PrivateKey writes it
 	Chain             [][]byte        // leaf, issuing, root; DER
 	Keyring           *Keyring        // the DEK; managers only
+
+	// LockGeneration and DEKGeneration are the cluster's generations that the file has followed: of its lock and of its DEKs. 0
+	// for workers. With a recipient they are authenticated.
+	LockGeneration, DEKGeneration uint64
 }
 
 // KeyFile is a key file that was read. What it shows of a locked one is not authenticated until Unlock.
@@ -41,7 +46,7 @@ type KeyFile struct {
 	KeyID                   string // of the unlock key that opens it; "" if not Locked
 
 	path      string    // for messages; "" if it was not read from a file
-	identity  Identity  // if not Locked
+	identity  Identity  // if Locked, without its keys
 	recipient Recipient // if Locked
 	box       []byte    // if Locked
 }
@@ -97,6 +102,15 @@ func restoreHint(path string) string {
 	return "restore " + path + " from a backup of this node; or remove the state directory and join the cluster again as a new node"
 }
 
+// Recipient returns what a locked file is sealed to, nil of one in clear. Before Unlock it is only what the file says.
+func (f *KeyFile) Recipient() *Recipient {
+	if !f.Locked {
+		return nil
+	}
+	to := f.recipient
+	return &to
+}
+
 // Identity returns what the file holds. All calls return the same keys: wiping one wipes all. Errors: CodeLocked.
 func (f *KeyFile) Identity() (Identity, error) {
 	if f.Locked {
@@ -141,7 +155,7 @@ func (f *KeyFile) open(key UnlockKey) (Identity, error) {
 		return Identity{}, err
 	}
 	defer clear(plaintext)
-	id := Identity{ClusterID: f.ClusterID, NodeID: f.NodeID, Role: f.Role, Chain: f.Chain}
+	id := f.identity
 	rest, ok := bytes.CutPrefix(plaintext, binding(id, f.recipient))
 	if !ok {
 		return Identity{}, warden.Errorf(warden.CodeForeign, op, "it was sealed for another node, certificate or unlock key than the file says")
@@ -173,10 +187,13 @@ func seal(id Identity, nodeKey, dek []byte, to Recipient) ([]byte, error) {
 	return sealed, warden.Recode(warden.CodeInternal, op, err)
 }
 
-// binding is what the boxed plaintext begins with: purpose and format, cluster, node, role, key ID, recipient and the SHA-256
-// of each certificate, each with its length.
+// binding is what the boxed plaintext begins with: purpose and format, cluster, node, role, key ID, recipient, the generations
+// where there are any, and the SHA-256 of each certificate, each with its length.
 func binding(id Identity, to Recipient) []byte {
 	fields := [][]byte{[]byte("warden key file 1: node key and DEK"), []byte(id.ClusterID), []byte(id.NodeID), []byte(id.Role), []byte(to.KeyID()), to[:]}
+	if id.LockGeneration != 0 || id.DEKGeneration != 0 {
+		fields = append(fields, binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, id.LockGeneration), id.DEKGeneration))
+	}
 	for _, cert := range id.Chain {
 		sum := sha256.Sum256(cert)
 		fields = append(fields, sum[:])
@@ -218,6 +235,9 @@ func checkClear(id Identity) (*x509.Certificate, error) {
 	}
 	if id.Role != roleWorker && id.Role != roleManager {
 		return nil, warden.Errorf(warden.CodeCorrupt, op, "the role is neither worker nor manager")
+	}
+	if id.Role != roleManager && (id.LockGeneration != 0 || id.DEKGeneration != 0) {
+		return nil, warden.Errorf(warden.CodeCorrupt, op, "generations of a lock are for managers")
 	}
 	if len(id.Chain) == 0 || len(id.Chain) > warden.ChainMax {
 		return nil, warden.Errorf(warden.CodeCorrupt, op, "%d certificates, want 1 to %d", len(id.Chain), warden.ChainMax)

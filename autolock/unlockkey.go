@@ -133,6 +133,20 @@ func (k UnlockKey) LogValue() slog.Value { return slog.StringValue(k.String()) }
 // MarshalText returns the key ID: the private half leaves only by Text.
 func (k UnlockKey) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
+// ParseRecipient takes a recipient that came from elsewhere. Errors: CodeInvalid if it is no X25519 public key, or one of low order:
+// what is sealed to such a one can be opened by anybody.
+func ParseRecipient(public []byte) (Recipient, error) {
+	var r Recipient
+	if len(public) != len(r) {
+		return Recipient{}, warden.Errorf(warden.CodeInvalid, "reading the unlock recipient", "%d bytes, want %d", len(public), len(r))
+	}
+	copy(r[:], public)
+	if err := r.check(); err != nil {
+		return Recipient{}, err
+	}
+	return r, nil
+}
+
 // KeyID returns a short public name of the key pair: 48 bits of the SHA-256 of the public half, in base36. It is for people;
 // decisions compare the whole Recipient.
 func (r Recipient) KeyID() string {

@@ -3,10 +3,11 @@
 //
 // It does not decide who becomes a node (package tokens), who may do what (package policy), or whether a certificate's
 // node is still a member: that is the store's record, which every door asks after the chain has verified (I4). It keeps no
-// state, does no I/O but drawing random bytes, and takes the time as an argument.
+// state but which issuing CAs a root was seen to have signed, does no I/O but drawing random bytes, and takes the time as an
+// argument.
 //
 // Invariants: of a CSR only the public key is used (I1); a leaf is issued only from a Vetted, which only Vet makes and only
-// once; an issued leaf verifies under the root before it leaves Issue; whatever Verify accepts has exactly the shape of the
+// once; an issued leaf is known to verify under the root before it leaves Issue; whatever Verify accepts has exactly the shape of the
 // one profile that Issue makes.
 //
 // It trusts crypto/x509 for parsing, signatures and path building, and the caller for the time and for the root.

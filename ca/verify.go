@@ -23,7 +23,7 @@ type VerifyOptions struct {
 // of root's cluster, by no distrusted issuer, and valid at o.Now (both bounds count, RFC 5280 §4.1.2.5). The time is judged
 // last, so that CodeExpired and CodeClock are said of authentic leaves only; both carry both times. A chain may be at most
 // ChainMax long. Errors: CodeTooLarge, CodeUnauthentic, CodeWrongCluster, CodeRevoked for a distrusted issuer, CodeExpired,
-// CodeClock for a leaf that is not yet valid. Cost: two signature checks. Pure.
+// CodeClock for a leaf that is not yet valid. Cost: one signature check, and another the first time that an issuing CA is seen.
 func Verify(chain []*x509.Certificate, root *x509.Certificate, o VerifyOptions) (Identity, error) {
 	const op = "verifying certificate chain"
 	if len(chain) == 0 || root == nil {
@@ -37,30 +37,12 @@ func Verify(chain []*x509.Certificate, root *x509.Certificate, o VerifyOptions) 
 		return Identity{}, warden.Recode(warden.CodeUnauthentic, op, err)
 	}
 	leaf := chain[0]
-	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
-	roots.AddCert(root)
-	var distrusted []*x509.Certificate
-	for _, c := range chain[1:] {
-		if slices.Contains(o.DistrustedIssuers, sha256.Sum256(c.Raw)) {
-			distrusted = append(distrusted, c)
-			continue
+	at := clamp(o.Now, leaf.NotBefore, leaf.NotAfter)
+	if !knownIssuers.verify(leaf, chain[1:], root, at, o.DistrustedIssuers) {
+		if err := verifyPath(op, leaf, chain[1:], root, cluster, at, o); err != nil {
+			return Identity{}, err
 		}
-		intermediates.AddCert(c)
-	}
-	_, err = leaf.Verify(x509.VerifyOptions{
-		Roots:         roots,
-		Intermediates: intermediates,
-		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, // in every role's profile; profile checks the rest
-		CurrentTime:   clamp(o.Now, leaf.NotBefore, leaf.NotAfter),
-	})
-	if err != nil {
-		for _, c := range distrusted {
-			if leaf.CheckSignatureFrom(c) == nil {
-				return Identity{}, warden.Hint(warden.Errorf(warden.CodeRevoked, op, "the issuing CA %q is not trusted any more", clip(c.Subject.CommonName)),
-					"the node has to join again with a new token, unless a manager renews it")
-			}
-		}
-		return Identity{}, refusal(op, err, leaf, cluster, o.Now)
+		knownIssuers.learn(chain[1:], root)
 	}
 	id, err := profile(leaf)
 	if err != nil {
@@ -73,6 +55,36 @@ func Verify(chain []*x509.Certificate, root *x509.Certificate, o VerifyOptions) 
 		return Identity{}, err
 	}
 	return id, nil
+}
+
+// verifyPath builds and judges the whole path from leaf to root, by way of others that are not distrusted.
+func verifyPath(op string, leaf *x509.Certificate, others []*x509.Certificate, root *x509.Certificate, cluster string, at time.Time, o VerifyOptions) error {
+	roots, intermediates := x509.NewCertPool(), x509.NewCertPool()
+	roots.AddCert(root)
+	var distrusted []*x509.Certificate
+	for _, c := range others {
+		if slices.Contains(o.DistrustedIssuers, sha256.Sum256(c.Raw)) {
+			distrusted = append(distrusted, c)
+			continue
+		}
+		intermediates.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots:         roots,
+		Intermediates: intermediates,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, // in every role's profile; profile checks the rest
+		CurrentTime:   at,
+	})
+	if err == nil {
+		return nil
+	}
+	for _, c := range distrusted {
+		if leaf.CheckSignatureFrom(c) == nil {
+			return warden.Hint(warden.Errorf(warden.CodeRevoked, op, "the issuing CA %q is not trusted any more", clip(c.Subject.CommonName)),
+				"the node has to join again with a new token, unless a manager renews it")
+		}
+	}
+	return refusal(op, err, leaf, cluster, o.Now)
 }
 
 // FindPinned returns the CA certificate in chain whose DER has the SHA-256 rootHash. It alone proves nothing of the leaf:

@@ -147,6 +147,11 @@ func nameOf(o *api.Object) string {
 
 // remove deletes the object that a reference means; the apply says whether something needs it.
 func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.ChangeReply, error) {
+	return s.removeFound(ctx, kind, ref, func(v *store.View) (string, error) { return v.Resolve(kind, ref) })
+}
+
+// removeFound is remove where find says which object the reference means, or why it can't be removed.
+func (s *Server) removeFound(ctx context.Context, kind api.Kind, ref string, find func(v *store.View) (string, error)) (*api.ChangeReply, error) {
 	id, err := requestID(ctx)
 	if err != nil {
 		return nil, err
@@ -154,7 +159,7 @@ func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.Ch
 	ctx = context.WithValue(ctx, requestKey{}, id)
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
 		c := change{kind: kind, id: ref, action: "remove " + store.Noun(kind), name: ref}
-		id, err := v.Resolve(kind, ref)
+		id, err := find(v)
 		if err != nil {
 			return c, err
 		}
@@ -170,8 +175,8 @@ func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.Ch
 	return reply, err
 }
 
-// done returns the index at which an earlier call with the same request ID removed what ref meant; 0 where none did. It
-// proposes to remove what is not there, at a version that nothing has: only a stored result can make that succeed.
+// done returns the index at which an earlier call with the same request ID had its effect; 0 where none did. ref must mean
+// nothing now: it proposes to remove that, and only a stored result can make that succeed.
 func (s *Server) done(ctx context.Context, kind api.Kind, ref string) (uint64, error) {
 	actor, err := actorOf(ctx)
 	if err != nil {

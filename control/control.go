@@ -41,6 +41,7 @@ type Cluster interface {
 	StepDown(ctx context.Context) error
 	RoleLost() <-chan struct{} // closed when this manager ends because its node is a worker now
 	RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error)
+	NextIssuing(c *api.Cluster) error // puts a new issuing CA into the record
 	Managers() *api.ManagerList
 	RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error
 }
@@ -52,6 +53,7 @@ type Config struct {
 	Forward           func(ctx context.Context, req *api.ForwardRequest) (*api.ForwardReply, error) // to the leader
 	Cluster           Cluster
 	Address           func(advertise, seen string) (string, error) // completes an advertised address
+	Facts             func() *api.Facts                            // of this daemon, for Status; nil: none
 	Logger            *slog.Logger
 }
 
@@ -149,7 +151,10 @@ func here(method string, req any) bool {
 // While there is no leader, or one goes away over the call, it tries again for up to forwardFor: the request ID makes that
 // safe. It wipes a secret's value in req.
 func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	if r, ok := req.(*api.CreateSecretRequest); ok {
+	switch r := req.(type) {
+	case *api.CreateSecretRequest:
+		defer func() { clear(r.Data) }()
+	case *api.RotateSecretRequest:
 		defer func() { clear(r.Data) }()
 	}
 	if err := s.decide(ctx, info.FullMethod, req); err != nil {

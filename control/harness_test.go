@@ -2,6 +2,7 @@ package control_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"log/slog"
 	"strings"
@@ -33,6 +34,7 @@ type fake struct {
 	goes     func(id string) error // instead of stays
 	stepDown func() error
 	rotate   func() (done, todo []string, err error)
+	issuing  error            // of NextIssuing
 	logs     map[string]error // by task ID; a missing one gives one line
 	address  func() error     // runs in the midst of a promotion's plan
 }
@@ -77,6 +79,12 @@ func (f *fake) RotateKeys(context.Context, *api.Actor) (done, todo []string, err
 		return f.rotate()
 	}
 	return []string{"rotated"}, []string{"root"}, nil
+}
+
+func (f *fake) NextIssuing(c *api.Cluster) error {
+	f.called("issuing")
+	c.IssuingGeneration++
+	return cmp.Or(f.issuing, f.stays)
 }
 
 func (f *fake) Managers() *api.ManagerList {

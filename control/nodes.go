@@ -15,27 +15,6 @@ import (
 	"warden/store"
 )
 
-// UpdateCluster changes the settings of the cluster. A value out of range is refused, never replaced.
-func (s *Server) UpdateCluster(ctx context.Context, r *api.UpdateClusterRequest) (*api.ChangeReply, error) {
-	const op = "updating the cluster"
-	ttl := time.Duration(r.LeafTtlNs)
-	if ttl != 0 && (ttl < warden.LeafTTLMin || ttl > warden.LeafTTLMax) {
-		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeInvalid, op, "a life of %s for certificates is out of range", ttl),
-			fmt.Sprintf("give one from %s to %s", warden.LeafTTLMin, warden.LeafTTLMax)))
-	}
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
-		c := api.Clone(v.Cluster())
-		ch := change{kind: api.Kind_KIND_CLUSTER, id: c.Id, action: "update cluster"}
-		if ttl == 0 || c.LeafTtlNs == r.LeafTtlNs {
-			ch.made = c.Meta
-		}
-		c.LeafTtlNs = r.LeafTtlNs
-		ch.ops = []*api.Operation{store.Put(c, c.Meta.Version)}
-		return ch, nil
-	})
-	return reply, api.Error(err)
-}
-
 // CreateZone declares a zone.
 func (s *Server) CreateZone(ctx context.Context, r *api.CreateZoneRequest) (*api.ChangeReply, error) {
 	reply, err := s.createZone(ctx, r)

@@ -31,8 +31,15 @@ func (s *Server) List(ctx context.Context, r *api.ListRequest) (*api.ListReply, 
 			ids = append(ids, n.Id)
 		}
 	}
-	if r.Kind == api.Kind_KIND_NODE {
+	switch r.Kind {
+	case api.Kind_KIND_NODE:
 		reply.Nodes = s.cfg.Cluster.NodeStates(ids)
+	case api.Kind_KIND_SECRET:
+		var of []*api.Secret
+		for _, o := range objects {
+			of = append(of, o.GetSecret())
+		}
+		reply.Uses = secretUses(v, of)
 	}
 	if n := proto.Size(reply); n > warden.MessageMax {
 		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeTooLarge, "listing", "the answer has %d bytes, at most %d", n, warden.MessageMax),

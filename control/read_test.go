@@ -136,7 +136,7 @@ func TestServiceDefaults(t *testing.T) {
 	for _, r := range x.Secrets {
 		got = append(got, fmt.Sprintf("%t %s@%d %s %o %d", r.SecretId == db.Id, r.SecretName, r.Version, r.Target, r.Mode, r.Uid))
 	}
-	if want := "[true db@2 db 400 0 true db@1 old 440 7]"; fmt.Sprint(got) != want {
+	if want := "[true db@0 db 400 0 true db@1 old 440 7]"; fmt.Sprint(got) != want {
 		t.Errorf("secrets = %v, want %s", got, want)
 	}
 	in := secretRefs(&api.SecretReference{SecretName: "card"})
@@ -360,6 +360,22 @@ func TestEvents(t *testing.T) {
 	placed := storetest.Task(svc, 1)
 	storetest.Propose(t, w.store, store.Put(placed, 0))
 	await("create", api.Kind_KIND_TASK, "state: pending")
+	spec := api.Clone(svc.Spec)
+	spec.Task.Env = []string{"A=B"}
+	do[*api.ChangeReply](t, w.Server, "UpdateService", &api.UpdateServiceRequest{Reference: "new", Version: 1, Spec: spec})
+	await("update", api.Kind_KIND_SERVICE, "what its tasks run: changed")
+	do[*api.ChangeReply](t, w.Server, "ScaleService", &api.ScaleServiceRequest{Reference: "new", Replicas: 2})
+	if e := next(); e.Detail != "replicas: 2" {
+		t.Errorf("event of scaling = %v", e)
+	}
+	do[*api.ChangeReply](t, w.Server, "CreateSecret", &api.CreateSecretRequest{Name: "db", Data: []byte("one")})
+	await("create", api.Kind_KIND_SECRET, "version: 1")
+	await("create", api.Kind_KIND_SECRET_VERSION, "version: 1")
+	do[*api.RotateSecretReply](t, w.Server, "RotateSecret", &api.RotateSecretRequest{Reference: "db", Data: []byte("two")})
+	await("update", api.Kind_KIND_SECRET, "version: 2")
+	if e := next(); e.Kind != api.Kind_KIND_SECRET_VERSION || e.Name != "db" || e.Detail != "version: 2" {
+		t.Errorf("event of a version = %v", e)
+	}
 	do[*api.RemoveNodeReply](t, w.Server, "RemoveNode", &api.RemoveNodeRequest{Reference: "box", Compromised: true})
 	await("remove", api.Kind_KIND_NODE, "")
 	await("create", api.Kind_KIND_TOMBSTONE, "compromised: true")

@@ -69,6 +69,12 @@ func TestRefusals(t *testing.T) {
 	w.cluster.liveness[down.Id] = api.Liveness_LIVENESS_DOWN
 	noQuorum := warden.Hint(warden.Errorf(warden.CodeNoQuorum, "", "it is the only one"), "promote first")
 
+	update := func(ref string, version uint64, change func(*api.ServiceSpec)) *api.UpdateServiceRequest {
+		s := api.Clone(web.Spec)
+		s.Task.Secrets[0].SecretId = "" // the name counts
+		change(s)
+		return &api.UpdateServiceRequest{Reference: ref, Version: version, Spec: s}
+	}
 	type row struct {
 		method string
 		req    proto.Message
@@ -78,6 +84,7 @@ func TestRefusals(t *testing.T) {
 	}
 	ref := func(s string) *api.ReferenceRequest { return &api.ReferenceRequest{Reference: s} }
 	node := func(s string) *api.UpdateNodeRequest { return &api.UpdateNodeRequest{Reference: s} }
+	on := true
 	rows := []row{
 		{method: "List", req: &api.ListRequest{}, code: warden.CodeInvalid, text: "unknown kind"},
 		{method: "List", req: &api.ListRequest{Kind: 99}, code: warden.CodeInvalid, text: "unknown kind 99"},
@@ -90,6 +97,10 @@ func TestRefusals(t *testing.T) {
 		{method: "UpdateCluster", req: &api.UpdateClusterRequest{LeafTtlNs: int64(warden.LeafTTLMin) - 1}, code: warden.CodeInvalid, text: "give one from"},
 		{method: "UpdateCluster", req: &api.UpdateClusterRequest{LeafTtlNs: int64(warden.LeafTTLMax) + 1}, code: warden.CodeInvalid, text: "out of range"},
 		{method: "UpdateCluster", req: &api.UpdateClusterRequest{LeafTtlNs: -1}, code: warden.CodeInvalid},
+		{method: "UpdateCluster", req: &api.UpdateClusterRequest{Autolock: &on, UnlockRecipient: make([]byte, 32)}, code: warden.CodeInvalid, text: "low order"},
+		{method: "RotateUnlockKey", req: &api.RotateUnlockKeyRequest{UnlockRecipient: recipient(t)}, code: warden.CodeInvalid, text: "--autolock=true"},
+		{method: "RotateUnlockKey", req: &api.RotateUnlockKeyRequest{}, code: warden.CodeInvalid, text: "0 bytes"},
+		{method: "RotateIssuing", req: &api.RotateIssuingRequest{}, stays: warden.Errorf(warden.CodeTooLarge, "", "no room"), code: warden.CodeTooLarge, text: "no room"},
 
 		{method: "CreateToken", req: &api.CreateTokenRequest{}, code: warden.CodeInvalid, text: "neither worker nor manager"},
 		{method: "CreateToken", req: &api.CreateTokenRequest{Role: 7}, code: warden.CodeInvalid},
@@ -164,6 +175,22 @@ func TestRefusals(t *testing.T) {
 		{method: "CreateService", req: secretRefs(&api.SecretReference{SecretName: "db"}, &api.SecretReference{SecretId: db.Id}), code: warden.CodeInvalid, text: "two secrets"},
 		{method: "CreateService", req: secretRefs(make([]*api.SecretReference, 65)...), code: warden.CodeInvalid, text: "at most 64"},
 		{method: "CreateService", req: secretRefs(bigRefs...), code: warden.CodeInvalid, text: "together"},
+		{method: "CreateService", req: spec(func(s *api.ServiceSpec) { s.Update = &api.UpdatePolicy{Parallelism: warden.ReplicasMax + 1} }), code: warden.CodeTooLarge, text: "at once"},
+		{method: "CreateService", req: spec(func(s *api.ServiceSpec) { s.Update = &api.UpdatePolicy{DelayNs: -1} }), code: warden.CodeInvalid, text: "delay"},
+		{method: "CreateService", req: spec(func(s *api.ServiceSpec) { s.Update = &api.UpdatePolicy{DelayNs: int64(warden.UpdateDelayMax) + 1} }), code: warden.CodeInvalid, text: "24h"},
+
+		{method: "UpdateService", req: &api.UpdateServiceRequest{Reference: "web", Version: 1}, code: warden.CodeInvalid, text: "spec is missing"},
+		{method: "UpdateService", req: update("nobody", 1, func(*api.ServiceSpec) {}), code: warden.CodeNotFound},
+		{method: "UpdateService", req: update("web", 2, func(*api.ServiceSpec) {}), code: warden.CodeConflict, text: "read it again"},
+		{method: "UpdateService", req: update("web", 0, func(*api.ServiceSpec) {}), code: warden.CodeConflict},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Name = "other" }), code: warden.CodeInvalid, text: "never changes"},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Replicas = warden.ReplicasMax + 1 }), code: warden.CodeTooLarge},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Task.Image = "" }), code: warden.CodeInvalid, text: "image"},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Task.Zone = "pcl" }), code: warden.CodeNotFound, text: "zone create"},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Task.Constraints = []string{"node.role"} }), code: warden.CodeInvalid},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Task.Secrets[0].SecretName = "card" }), code: warden.CodeWrongZone, text: "for zone default"},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Task.Secrets[0].Version = 7 }), code: warden.CodeNotFound, text: "no version 7"},
+		{method: "UpdateService", req: update("web", 1, func(s *api.ServiceSpec) { s.Update = &api.UpdatePolicy{DelayNs: -1} }), code: warden.CodeInvalid, text: "delay"},
 		{method: "ScaleService", req: &api.ScaleServiceRequest{Reference: "web", Replicas: warden.ReplicasMax + 1}, code: warden.CodeTooLarge},
 		{method: "ScaleService", req: &api.ScaleServiceRequest{Reference: "nobody"}, code: warden.CodeNotFound},
 		{method: "RemoveService", req: ref("nobody"), code: warden.CodeNotFound},
@@ -175,6 +202,16 @@ func TestRefusals(t *testing.T) {
 		{method: "CreateSecret", req: &api.CreateSecretRequest{Name: "new", Data: []byte("x"), Zones: []string{"pcl"}}, code: warden.CodeNotFound, text: "zone create"},
 		{method: "CreateSecret", req: &api.CreateSecretRequest{Name: "new", Data: []byte("x"), Zones: many(257, "z%d")}, code: warden.CodeTooLarge},
 		{method: "CreateSecret", req: &api.CreateSecretRequest{Name: "new", Data: []byte("x"), Labels: labels(65)}, code: warden.CodeTooLarge},
+		{method: "RotateSecret", req: &api.RotateSecretRequest{Reference: "nobody", Data: []byte("x")}, code: warden.CodeNotFound},
+		{method: "RotateSecret", req: &api.RotateSecretRequest{Reference: "db"}, code: warden.CodeInvalid, text: "empty"},
+		{method: "RotateSecret", req: &api.RotateSecretRequest{Reference: "db", Data: make([]byte, warden.SecretBytesMax+1)}, code: warden.CodeTooLarge, text: "512000"},
+		{method: "RemoveSecret", req: ref("db@1"), code: warden.CodeInUse, text: "current"},
+		{method: "RemoveSecret", req: ref("db@2"), code: warden.CodeNotFound, text: "no version 2"},
+		{method: "RemoveSecret", req: ref("nobody@1"), code: warden.CodeNotFound, text: "nobody"},
+		{method: "RemoveSecret", req: ref("db@0"), code: warden.CodeInvalid, text: "NAME@VERSION"},
+		{method: "RemoveSecret", req: ref("db@01"), code: warden.CodeInvalid},
+		{method: "RemoveSecret", req: ref("db@"), code: warden.CodeInvalid},
+		{method: "RemoveSecret", req: ref("db@1@2"), code: warden.CodeInvalid},
 		{method: "RemoveSecret", req: ref("db"), code: warden.CodeInUse, text: "service web"},
 		{method: "RemoveSecret", req: ref("nobody"), code: warden.CodeNotFound},
 	}
@@ -198,7 +235,7 @@ func TestRefusals(t *testing.T) {
 		}
 	}
 	for _, m := range api.Control_ServiceDesc.Methods {
-		if m.MethodName != "Status" && !methods[m.MethodName] {
+		if m.MethodName != "Status" && m.MethodName != "RotateDEK" && !methods[m.MethodName] {
 			t.Errorf("no refusal of %s is in the table", m.MethodName)
 		}
 	}

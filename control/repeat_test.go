@@ -44,6 +44,8 @@ func TestLostReply(t *testing.T) {
 				lost = &api.CreateTokenReply{}
 			} else if strings.HasSuffix(f.Method, "RemoveNode") {
 				lost = &api.RemoveNodeReply{}
+			} else if strings.HasSuffix(f.Method, "RotateSecret") {
+				lost = &api.RotateSecretReply{}
 			}
 			if err := proto.Unmarshal(reply.Reply, lost); err != nil {
 				t.Error(err)
@@ -52,6 +54,7 @@ func TestLostReply(t *testing.T) {
 		}
 		return reply, err
 	})
+	on := true
 	for _, c := range []struct {
 		method string
 		req    proto.Message
@@ -61,6 +64,10 @@ func TestLostReply(t *testing.T) {
 		{"CreateService", task(func(*api.TaskSpec) {})},
 		{"ScaleService", &api.ScaleServiceRequest{Reference: "web", Replicas: 3}},
 		{"UpdateCluster", &api.UpdateClusterRequest{LeafTtlNs: int64(2 * warden.LeafTTLMin)}},
+		{"UpdateCluster", &api.UpdateClusterRequest{Autolock: &on, UnlockRecipient: recipient(t)}},
+		{"RotateUnlockKey", &api.RotateUnlockKeyRequest{UnlockRecipient: recipient(t)}},
+		{"RotateDEK", &api.RotateDEKRequest{}},
+		{"RotateIssuing", &api.RotateIssuingRequest{}},
 		{"UpdateNode", &api.UpdateNodeRequest{Reference: "box", LabelsAdd: map[string]string{"a": "b"}, Role: api.Role_ROLE_MANAGER}},
 		{"UpdateNode", &api.UpdateNodeRequest{Reference: "box", LabelsRemove: []string{"a"}, Role: api.Role_ROLE_WORKER}},
 		{"RevokeToken", &api.ReferenceRequest{Reference: token.Id}},
@@ -71,7 +78,22 @@ func TestLostReply(t *testing.T) {
 			t.Errorf("%s made again = %v, want %v", c.method, reply, first)
 		}
 	}
-	for _, c := range []struct{ method, ref string }{{"RemoveService", "web"}, {"RemoveSecret", "db"}, {"RemoveZone", "old"}} {
+	drop = true
+	for want := uint64(2); want <= 3; want++ { // the second by a value that is the same
+		rotated := do[*api.RotateSecretReply](t, s, "RotateSecret", &api.RotateSecretRequest{Reference: "db", Data: []byte("value")})
+		if v := w.store.View(); rotated.Version != want || v.Secret(db.Id).CurrentVersion != want || len(v.SecretVersions(db.Id)) != int(want) {
+			t.Errorf("RotateSecret = %v, %d versions", rotated, len(v.SecretVersions(db.Id)))
+		}
+	}
+	now := w.store.View().Service(web.Id)
+	next := api.Clone(now.Spec)
+	next.Task.Force++
+	drop = true
+	updated := do[*api.ChangeReply](t, s, "UpdateService", &api.UpdateServiceRequest{Reference: "web", Version: now.Meta.Version, Spec: next})
+	if first := lost.(*api.ChangeReply); updated.Id != web.Id || updated.Version != first.Version || updated.Index != first.Index || w.store.View().Service(web.Id).Spec.Task.Force != 1 {
+		t.Errorf("UpdateService made again = %v, want %v", updated, first)
+	}
+	for _, c := range []struct{ method, ref string }{{"RemoveService", "web"}, {"RemoveSecret", "db@1"}, {"RemoveSecret", "db"}, {"RemoveZone", "old"}} {
 		drop = true
 		reply := do[*api.ChangeReply](t, s, c.method, &api.ReferenceRequest{Reference: c.ref})
 		if reply.Index != lost.(*api.ChangeReply).Index {
@@ -209,7 +231,7 @@ func TestConcurrentCreatesOfOneName(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range scalers {
 		wg.Go(func() {
-			if _, err := call(t.Context(), w.Server, "ScaleService", &api.ScaleServiceRequest{Reference: "one", Replicas: uint64(i)}); err != nil {
+			if _, err := call(t.Context(), w.Server, "ScaleService", &api.ScaleServiceRequest{Reference: "one", Replicas: uint64(10 + i)}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -292,19 +314,27 @@ func TestInterceptWipesValues(t *testing.T) {
 		f = proto.Clone(f).(*api.ForwardRequest) // gRPC sends a copy
 		return w.runOn(ctx, f)
 	})
-	info := &grpc.UnaryServerInfo{FullMethod: service + "CreateSecret"}
 	for name, on := range map[string]*control.Server{"here": w.Server, "there": s} {
-		req := &api.CreateSecretRequest{Name: name, Data: []byte("planted-value")}
-		if _, err := on.Intercept(asRoot(t.Context()), req, info, func(ctx context.Context, req any) (any, error) {
+		create := &api.CreateSecretRequest{Name: name, Data: []byte("planted-value")}
+		if _, err := on.Intercept(asRoot(t.Context()), create, &grpc.UnaryServerInfo{FullMethod: service + "CreateSecret"}, func(ctx context.Context, req any) (any, error) {
 			return on.CreateSecret(ctx, req.(*api.CreateSecretRequest))
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if strings.Trim(string(req.Data), "\x00") != "" {
-			t.Errorf("Intercept %s left %q in the request", name, req.Data)
+		rotate := &api.RotateSecretRequest{Reference: name, Data: []byte("planted-value")}
+		if _, err := on.Intercept(asRoot(t.Context()), rotate, &grpc.UnaryServerInfo{FullMethod: service + "RotateSecret"}, func(ctx context.Context, req any) (any, error) {
+			return on.RotateSecret(ctx, req.(*api.RotateSecretRequest))
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if strings.Trim(string(create.Data)+string(rotate.Data), "\x00") != "" {
+			t.Errorf("Intercept %s left %q and %q in the requests", name, create.Data, rotate.Data)
+		}
+		if on == s && (len(forwarded) == 0 || strings.Contains(string(forwarded), "planted-value")) {
+			t.Errorf("the forwarded request is %q afterwards", forwarded)
 		}
 	}
-	if len(forwarded) == 0 || strings.Contains(string(forwarded), "planted-value") {
-		t.Errorf("the forwarded request is %q afterwards", forwarded)
+	if strings.Contains(w.log.String(), "planted-value") {
+		t.Error("the log holds a value")
 	}
 }

@@ -1,11 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"regexp"
 	"strings"
 	"time"
+
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
@@ -14,10 +17,15 @@ import (
 	"warden/store"
 )
 
-// imageMax bounds the name of an image, in bytes.
-const imageMax = 256
+const (
+	imageMax = 256 // bytes of the name of an image
 
-// CreateService checks a spec, resolves its secrets to their current versions, and stores it. The orchestrator makes tasks.
+	// specMax bounds what tasks run, in bytes: one command of the log has an old task and the one that replaces it.
+	specMax = warden.CommandBytes/2 - 16<<10
+)
+
+// CreateService checks a spec and stores it. The orchestrator makes tasks; a secret that the spec names without a version is
+// that of the day for each task that it makes.
 func (s *Server) CreateService(ctx context.Context, r *api.CreateServiceRequest) (*api.ChangeReply, error) {
 	reply, err := s.createService(ctx, r)
 	return reply, api.Error(err)
@@ -51,7 +59,66 @@ func (s *Server) createService(ctx context.Context, r *api.CreateServiceRequest)
 	})
 }
 
-// ScaleService sets the number of replicas.
+// UpdateService replaces the spec of a service, made from the version that the caller has read. The orchestrator replaces the
+// tasks that the change concerns. The spec that the service has already makes no new version. Errors: CodeConflict where the
+// service has another version now; those of CreateService. A refused update changes nothing.
+func (s *Server) UpdateService(ctx context.Context, r *api.UpdateServiceRequest) (*api.ChangeReply, error) {
+	reply, err := s.updateService(ctx, r)
+	return reply, api.Error(err)
+}
+
+func (s *Server) updateService(ctx context.Context, r *api.UpdateServiceRequest) (*api.ChangeReply, error) {
+	op := "updating service " + r.Reference
+	if r.Spec == nil || r.Spec.Task == nil {
+		return nil, warden.Errorf(warden.CodeInvalid, op, "the spec is missing")
+	}
+	request, err := requestID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ctx = context.WithValue(ctx, requestKey{}, request)
+	stale := false
+	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+		c := change{kind: api.Kind_KIND_SERVICE, action: "update service", name: r.Reference}
+		id, err := v.Resolve(api.Kind_KIND_SERVICE, r.Reference)
+		if err != nil {
+			return c, err
+		}
+		now := v.Service(id)
+		c.id, c.name = id, now.Spec.Name
+		next := api.Clone(now)
+		next.Spec = api.Clone(r.Spec)
+		if next.Spec.Name != now.Spec.Name {
+			return c, warden.Hint(warden.Errorf(warden.CodeInvalid, op, "the name of a service never changes: it is %q", now.Spec.Name), "create another service, and remove this one")
+		}
+		if now.Meta.Version != r.Version {
+			stale = true
+			return c, warden.Hint(warden.Errorf(warden.CodeConflict, op, "it was changed meanwhile: it has version %d, the update was made from %d", now.Meta.Version, r.Version),
+				"read it again, and make the update from that")
+		}
+		if err := checkService(v, op, next.Spec); err != nil {
+			return c, err
+		}
+		if proto.Equal(now.Spec, next.Spec) {
+			c.made = now.Meta
+		}
+		c.ops = []*api.Operation{store.Put(next, r.Version)}
+		return c, nil
+	})
+	if stale { // perhaps by an earlier call with this request ID
+		index, derr := s.done(ctx, api.Kind_KIND_SERVICE, warden.NewID())
+		if derr != nil {
+			return nil, derr
+		}
+		if index != 0 {
+			id, err := s.cfg.Store.View().Resolve(api.Kind_KIND_SERVICE, r.Reference)
+			return &api.ChangeReply{Id: id, Version: r.Version + 1, Index: index}, err
+		}
+	}
+	return reply, err
+}
+
+// ScaleService sets the number of replicas. The number that it has already makes no new version.
 func (s *Server) ScaleService(ctx context.Context, r *api.ScaleServiceRequest) (*api.ChangeReply, error) {
 	if r.Replicas > warden.ReplicasMax {
 		return nil, api.Error(warden.Errorf(warden.CodeTooLarge, "scaling service "+r.Reference, "at most %d replicas", warden.ReplicasMax))
@@ -65,6 +132,9 @@ func (s *Server) ScaleService(ctx context.Context, r *api.ScaleServiceRequest) (
 		now := v.Service(id)
 		sv := api.Clone(now)
 		sv.Spec.Replicas = r.Replicas
+		if now.Spec.Replicas == r.Replicas {
+			c.made = now.Meta
+		}
 		c.id, c.name, c.ops = id, sv.Spec.Name, []*api.Operation{store.Put(sv, now.Meta.Version)}
 		return c, nil
 	})
@@ -112,6 +182,14 @@ func checkService(v *store.View, op string, spec *api.ServiceSpec) error {
 	if len(t.Constraints) > warden.ConstraintsMax {
 		return invalid("at most %d constraints", warden.ConstraintsMax)
 	}
+	if u := spec.Update; u != nil {
+		if u.Parallelism > warden.ReplicasMax {
+			return warden.Errorf(warden.CodeTooLarge, op, "%d tasks updated at once, at most %d", u.Parallelism, warden.ReplicasMax)
+		}
+		if d := time.Duration(u.DelayNs); d < 0 || d > warden.UpdateDelayMax {
+			return invalid("a delay between updated tasks of %s is outside 0 to %s", d, warden.UpdateDelayMax)
+		}
+	}
 	for i, c := range t.Constraints {
 		parsed, err := scheduler.ParseConstraint(c)
 		if err != nil {
@@ -128,7 +206,14 @@ func checkService(v *store.View, op string, spec *api.ServiceSpec) error {
 	if err := checkRuntime(t, invalid); err != nil {
 		return err
 	}
-	return resolveSecrets(v, op, t, invalid)
+	if err := resolveSecrets(v, op, t, invalid); err != nil {
+		return err
+	}
+	if n := proto.Size(t); n > specMax {
+		return warden.Hint(warden.Errorf(warden.CodeTooLarge, op, "what its tasks run is described with %d bytes, at most %d", n, specMax),
+			"put large values into the image or into secrets, not into environment variables")
+	}
+	return nil
 }
 
 // checkRuntime checks resources, restarts and the grace of stopping.
@@ -162,7 +247,8 @@ func checkRuntime(t *api.TaskSpec, invalid func(string, ...any) error) error {
 	return nil
 }
 
-// resolveSecrets pins each secret to its current version, where it may enter the service's zone (I6, at admission).
+// resolveSecrets finds each secret, and that version of it which is pinned or current now, where it may enter the service's
+// zone (I6, at admission).
 func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(string, ...any) error) error {
 	if len(t.Secrets) > warden.SecretRefsMax {
 		return invalid("at most %d secrets", warden.SecretRefsMax)
@@ -181,16 +267,19 @@ func resolveSecrets(v *store.View, op string, t *api.TaskSpec, invalid func(stri
 		}
 		secret := v.Secret(id)
 		if d := policy.SecretMayEnter(secret.Zones, t.Zone, known); !d.Allow {
+			verb := "create"
+			if strings.HasPrefix(op, "updating") {
+				verb = "update"
+			}
 			return warden.Hint(warden.Errorf(warden.CodeWrongZone, op, "secret %q may not enter zone %q: %s", secret.Name, t.Zone, d.Reason),
-				fmt.Sprintf("the service is for zone %s, the secret for %s: create the service with --zone of those, or use another secret", t.Zone, strings.Join(secret.Zones, ", ")))
+				fmt.Sprintf("the service is for zone %s, the secret for %s: %s the service with --zone of those, or use another secret", t.Zone, strings.Join(secret.Zones, ", "), verb))
 		}
 		ref.SecretId, ref.SecretName = id, secret.Name
-		if ref.Version == 0 {
-			ref.Version = secret.CurrentVersion
-		}
-		version := v.SecretVersion(id, ref.Version)
+		n := cmp.Or(ref.Version, secret.CurrentVersion)
+		version := v.SecretVersion(id, n)
 		if version == nil {
-			return warden.Errorf(warden.CodeNotFound, op, "secret %q has no version %d", secret.Name, ref.Version)
+			return warden.Hint(warden.Errorf(warden.CodeNotFound, op, "secret %q has no version %d", secret.Name, n),
+				fmt.Sprintf("see `wardenctl secret inspect %s`; without a version the service follows the current one", secret.Name))
 		}
 		total += version.SizeBytes
 		if ref.Target == "" {

@@ -13,9 +13,6 @@ import (
 	"warden/store"
 )
 
-// nearExpiry is the part of a leaf's life after which a missing renewal is worth a word: it was due at two thirds.
-const nearExpiry = 0.8
-
 // Status answers from this replica; what only the leader's memory has, liveness above all, is asked of the leader, and where
 // none answers the reply says so.
 func (s *Server) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusReply, error) {
@@ -35,6 +32,9 @@ func (s *Server) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusR
 		r.Notes = append(r.Notes, fmt.Sprintf("which nodes are up only the leader knows; all else is what this manager had at index %d", r.AppliedIndex))
 	}
 	r.Nodes = states
+	if s.cfg.Facts != nil {
+		r.Facts = s.cfg.Facts()
+	}
 	now := time.Now()
 	var silent, down []string
 	for i, n := range v.Nodes() {
@@ -52,6 +52,9 @@ func (s *Server) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusR
 	}
 	if len(down) > 0 && err == nil {
 		r.Unwell = append(r.Unwell, fmt.Sprintf("%d of %d workers ready; not %s", r.WorkersReady, r.Workers, some(down)))
+	}
+	if err == nil {
+		r.Notes = append(r.Notes, rotations(v, states)...)
 	}
 	report{r}.tasks(v)
 	if r.TasksWanted > r.TasksRunning {
@@ -139,19 +142,20 @@ func (r report) node(n *api.Node, state *api.NodeState, now time.Time) {
 	if m := state.GetMessage(); m != "" {
 		r.Unwell = append(r.Unwell, name+": "+m)
 	}
-	if l := state.GetLockState(); l == "old-key" {
-		r.Notes = append(r.Notes, name+": sealed under an old unlock key")
+	if state.GetLockState() == "old-key" {
+		under := "under no unlock key: its disk opens by itself"
+		if id := state.GetUnlockKeyId(); id != "" {
+			under = "under the old unlock key " + id + ": a restart needs that one"
+		}
+		r.Notes = append(r.Notes, name+": still sealed "+under)
 	}
 	if n.GetDescription().GetSecretMounts() == "bind" {
 		r.Notes = append(r.Notes, name+": its kernel has no detached mounts; secrets are bind-mounted from a root-only tmpfs")
 	}
-	begin, end := time.Unix(0, n.LeafNotBeforeNs), time.Unix(0, n.LeafNotAfterNs)
-	life := end.Sub(begin) - warden.LeafBackdate
-	switch left := end.Sub(now); {
-	case n.LeafNotAfterNs == 0:
-	case left <= 0:
-		r.expiring(name, "certificate expired at "+end.UTC().Format(time.RFC3339)+"; the node renews it when it comes back")
-	case left < time.Duration(float64(life)*(1-nearExpiry)):
+	switch expired, near, left := expiry(n, now); {
+	case expired:
+		r.expiring(name, "certificate expired at "+time.Unix(0, n.LeafNotAfterNs).UTC().Format(time.RFC3339)+"; the node renews it when it comes back")
+	case near:
 		r.expiring(name, "certificate ends in "+left.Round(time.Second).String()+" and was not renewed")
 	}
 }

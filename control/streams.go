@@ -226,6 +226,9 @@ func event(before, after *api.Object, k store.Key, v *store.View) *api.Event {
 		e.Name, e.Detail = o.Token.Role.Word(), fmt.Sprintf("uses: %d, revoked: %t", o.Token.Uses, o.Token.RevokedNs != 0)
 	case *api.Object_Service:
 		e.Name, e.Detail = o.Service.Spec.GetName(), fmt.Sprintf("replicas: %d", o.Service.Spec.GetReplicas())
+		if was := before.GetService(); was != nil && was.SpecVersion != o.Service.SpecVersion {
+			e.Detail += ", what its tasks run: changed"
+		}
 	case *api.Object_Task:
 		e.Name = fmt.Sprintf("%s.%d", o.Task.ServiceName, o.Task.Slot)
 		e.Detail = "state: " + o.Task.GetStatus().GetState().Word()
@@ -237,6 +240,8 @@ func event(before, after *api.Object, k store.Key, v *store.View) *api.Event {
 		}
 	case *api.Object_Secret:
 		e.Name, e.Detail = o.Secret.Name, fmt.Sprintf("version: %d", o.Secret.CurrentVersion)
+	case *api.Object_SecretVersion:
+		e.Name, e.Detail = v.Secret(o.SecretVersion.SecretId).GetName(), fmt.Sprintf("version: %d", o.SecretVersion.Version)
 	case *api.Object_Exposure:
 		e.Name, e.Detail = o.Exposure.SecretName, fmt.Sprintf("version: %d, node: %s", o.Exposure.Version, o.Exposure.NodeId)
 	}

@@ -52,6 +52,7 @@ type Config struct {
 	EngineLabels map[string]string
 	Version      string
 	Executor     executor.Executor
+	Metrics      string // where metrics are shown, as metrics.Address takes it; empty: nowhere
 	Logger       *slog.Logger
 }
 
@@ -61,9 +62,10 @@ type Daemon struct {
 	logger *slog.Logger
 	ctx    context.Context // of Run
 	failed chan error      // what ends the daemon
+	counts counts
 
-	op     sync.Mutex        // serialises init, join, leave, unlock, and changes of role; held across their I/O
-	sealer *autolock.Keyring // what the running manager's state is sealed under; guarded by op
+	op     sync.Mutex       // serialises init, join, leave, unlock, and changes of role; held across their I/O
+	sealer *autolock.Sealer // what the running manager's state is sealed by; guarded by op
 
 	mu       sync.Mutex // guards all below; never held across I/O
 	state    string
@@ -72,6 +74,7 @@ type Daemon struct {
 	inbox    *courier.Inbox // where locked: for the unlock key
 	identity *identity
 	manager  *manager.Manager
+	keeper   *lockKeeper // of manager
 	agent    *agent.Agent
 	stop     func() // ends the agent and waits
 }
@@ -96,6 +99,12 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := d.load(); err != nil {
 		return err
 	}
+	stopMetrics, err := d.showMetrics(ctx)
+	if err != nil {
+		d.halt()
+		return err
+	}
+	defer stopMetrics()
 	d.logger.Info("started", "state", d.state, "state_dir", cfg.StateDir, "socket", cfg.Socket, "version", cfg.Version)
 	server := d.socketServer()
 	served := make(chan error, 1)
@@ -140,7 +149,7 @@ func (d *Daemon) load() error {
 	if err != nil {
 		return err
 	}
-	return d.start(id)
+	return d.start(id, nil)
 }
 
 func (d *Daemon) set(f func()) {
@@ -149,14 +158,16 @@ func (d *Daemon) set(f func()) {
 	f()
 }
 
-// start runs the node that the identity makes it. d.op is held, or the socket not served yet.
-func (d *Daemon) start(id autolock.Identity) error {
-	i, err := openIdentity(d.cfg.StateDir, id)
+// start runs the node that the identity makes it, whose key file is sealed to the recipient. d.op is held, or the socket not served
+// yet.
+func (d *Daemon) start(id autolock.Identity, to *autolock.Recipient) error {
+	i, err := openIdentity(d.cfg.StateDir, id, to)
 	if err != nil {
 		return err
 	}
 	d.set(func() { d.identity = i })
 	if id.Role == ca.RoleManager {
+		d.askLock(i)
 		if err := d.startManager(); err != nil {
 			d.set(func() { d.identity = nil })
 			return err
@@ -171,12 +182,13 @@ func (d *Daemon) start(id autolock.Identity) error {
 }
 
 func (d *Daemon) managerConfig(i *identity) manager.Config {
-	id, _ := i.now()
+	id, sealer := i.sealed()
 	return manager.Config{
 		ClusterID: id.ClusterID, NodeID: id.NodeID, Dir: filepath.Join(d.cfg.StateDir, raftDir), Listen: d.cfg.Listen,
-		Root: i.trust(), Sealer: id.Keyring, Certificate: i.certificate,
+		Root: i.trust(), Sealer: sealer, Certificate: i.certificate,
 		Known:  func() *api.ManagerList { l, _ := i.known(); return l },
-		Lock:   func() string { return "unlocked" },
+		Lock:   func() manager.LockStatus { return d.lockStatus(i) },
+		Facts:  d.facts,
 		Logger: d.logger,
 	}
 }
@@ -186,13 +198,15 @@ func (d *Daemon) startManager() error {
 	if err := durable.MkdirPrivate(filepath.Join(d.cfg.StateDir, raftDir)); err != nil {
 		return err
 	}
-	m, err := manager.Start(d.managerConfig(d.identity))
+	i := d.identity
+	_, d.sealer = i.sealed()
+	m, err := manager.Start(d.managerConfig(i))
 	if err != nil {
 		return err
 	}
-	id, _ := d.identity.now()
-	d.sealer = id.Keyring
-	d.set(func() { d.manager = m })
+	k := newLockKeeper(d, m, i, d.sealer)
+	d.set(func() { d.manager, d.keeper = m, k })
+	go k.run()
 	go func() {
 		<-m.Done()
 		if err := m.Err(); err != nil {
@@ -212,12 +226,13 @@ func (d *Daemon) fail(err error) {
 // stopManager hands over and closes.
 func (d *Daemon) stopManager() {
 	d.mu.Lock()
-	m := d.manager
-	d.manager = nil
+	m, k := d.manager, d.keeper
+	d.manager, d.keeper = nil, nil
 	d.mu.Unlock()
 	if m == nil {
 		return
 	}
+	defer k.end() // it may be writing the key file, which goes next
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
 	if err := m.Stop(ctx); err != nil {
@@ -313,9 +328,15 @@ func (d *Daemon) install(r *api.InstallRequest) error {
 		return warden.Errorf(warden.CodeUninitialized, "installing a leaf", "the node has left")
 	}
 	promoted, demoted, err := i.install(r)
+	d.counts.installed(err)
 	if err != nil {
 		return err
 	}
+	d.mu.Lock()
+	if d.keeper != nil {
+		d.keeper.kick() // the leaf may have come with a newer lock state
+	}
+	d.mu.Unlock()
 	if err := i.setManagers(r.Managers); err != nil {
 		return err
 	}
@@ -335,8 +356,8 @@ func (d *Daemon) follow(i *identity) {
 	if !same || d.ctx.Err() != nil {
 		return
 	}
-	id, _ := i.now()
-	if m != nil && id.Keyring == d.sealer {
+	id, sealer := i.sealed()
+	if m != nil && sealer == d.sealer {
 		return // it was, and is, a manager
 	}
 	if m != nil {
@@ -434,20 +455,46 @@ func (d *Daemon) orphaned() error {
 	if _, err := os.Lstat(filepath.Join(d.cfg.StateDir, raftDir, "log.db")); err == nil {
 		found = filepath.Join(d.cfg.StateDir, raftDir)
 	}
-	entries, err := os.ReadDir(filepath.Join(d.cfg.StateDir, tasksDir))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	tasks := filepath.Join(d.cfg.StateDir, tasksDir)
+	held, err := holdsTasks(tasks)
+	if err != nil {
 		return warden.Recode(warden.CodeInternal, "looking for tasks", err)
 	}
-	for _, e := range entries {
-		if warden.ValidID(e.Name()) {
-			found = filepath.Join(d.cfg.StateDir, tasksDir)
-		}
+	if held {
+		found = tasks
 	}
 	if found == "" {
 		return nil
 	}
 	return warden.Hint(warden.Errorf(warden.CodeCorrupt, "reading "+filepath.Join(d.cfg.StateDir, keyFile), "the file is missing, but %s holds something", found),
 		"restore the file, or, to have this node begin anew, make the file "+filepath.Join(d.cfg.StateDir, unfinishedFile)+" and start again: everything is wiped then")
+}
+
+// holdsTasks reports whether there is a task in dir, or in a folder below it that an executor has for itself.
+func holdsTasks(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if warden.ValidID(e.Name()) {
+			return true, nil
+		}
+		if !e.IsDir() {
+			continue
+		}
+		below, berr := os.ReadDir(filepath.Join(dir, e.Name()))
+		if berr != nil {
+			return false, berr
+		}
+		if slices.ContainsFunc(below, func(e fs.DirEntry) bool { return warden.ValidID(e.Name()) }) {
+			return true, nil
+		}
+	}
+	return false, nil
 }
 
 // describe is what the node says of itself.

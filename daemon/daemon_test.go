@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -23,10 +24,16 @@ func code(err error) warden.Code { return warden.CodeOf(api.FromError(err)) }
 func TestLockedStart(t *testing.T) {
 	p := newPlace(t)
 	p.start()
-	mine := must[*courier.Inbox](t)(courier.NewInbox())
-	made := must[*api.InitReply](t)(p.local.Init(t.Context(), &api.InitRequest{Autolock: true, Advertise: p.cfg.Listen, Inbox: mine.Public()}))
-	var unlockKey string
-	must[sensitive.Bytes](t)(mine.Open(made.SealedUnlockKey)).Use(func(b []byte) error { unlockKey = string(b); return nil })
+	for _, low := range [][]byte{nil, make([]byte, 32), make([]byte, 31)} {
+		_, err := p.local.Init(t.Context(), &api.InitRequest{Autolock: true, Advertise: p.cfg.Listen, UnlockRecipient: low})
+		if code(err) != warden.CodeInvalid || p.info().State != StateUninitialized || exists(p.path(identityDir)) {
+			t.Fatalf("init with the recipient %x: %v, %s", low, err, p.info().State)
+		}
+	}
+	key := must[autolock.UnlockKey](t)(autolock.NewUnlockKey())
+	to := key.Recipient()
+	made := must[*api.InitReply](t)(p.local.Init(t.Context(), &api.InitRequest{Autolock: true, Advertise: p.cfg.Listen, UnlockRecipient: to[:]}))
+	unlockKey := textOf(key)
 	unlock := func(key []byte) error {
 		request := &api.UnlockRequest{}
 		if to := p.info().UnlockInbox; len(to) > 0 {
@@ -123,6 +130,11 @@ func TestLockedStart(t *testing.T) {
 	if _, err := p.ctl.CreateZone(t.Context(), &api.CreateZoneRequest{Name: "pci"}); code(err) != warden.CodeUninitialized {
 		t.Errorf("control after the leave: %v", err)
 	}
+}
+
+func textOf(key autolock.UnlockKey) (text string) {
+	key.Text().Use(func(b []byte) error { text = string(b); return nil })
+	return text
 }
 
 func fails[T proto.Message](_ T, err error) error { return err }
@@ -287,5 +299,30 @@ func TestMissingKeyFileLosesNothing(t *testing.T) {
 	p.start()
 	if p.info().State != StateUninitialized || exists(p.path(raftDir)) || exists(p.path(unfinishedFile)) {
 		t.Errorf("an unfinished leave was not finished: %s", p.info().State)
+	}
+}
+
+// Tasks of either executor are such: without their daemon's identity nobody ends them, and wiping loses their records.
+func TestMissingKeyFileLosesNoTasks(t *testing.T) {
+	for _, dir := range []string{"tasks", "tasks/docker"} {
+		p := newPlace(t)
+		task := p.path(filepath.Join(dir, warden.NewID()))
+		if err := os.MkdirAll(task, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.run(); code(err) != warden.CodeCorrupt || !strings.Contains(err.Error(), "tasks") || !exists(task) {
+			t.Errorf("starting without the key file and with a task in %s = %v, want [corrupt] and the task", dir, err)
+		}
+	}
+	p := newPlace(t)
+	if err := os.MkdirAll(p.path("tasks/docker"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(p.path("tasks/docker/gate"), nil, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	p.start()
+	if got := p.info().State; got != StateUninitialized {
+		t.Errorf("without a task: %s", got)
 	}
 }

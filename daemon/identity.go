@@ -41,18 +41,21 @@ const (
 type identity struct {
 	dir string
 
-	mu       sync.Mutex // guards all below; held while files are written, so that memory and disk agree
-	id       autolock.Identity
-	leaf     ca.Identity
-	root     *x509.Certificate
-	cert     *tls.Certificate
-	pending  crypto.Signer // made by Renew, spent by Install
-	managers *api.ManagerList
-	contact  time.Time // when a manager was last heard
+	mu        sync.Mutex // guards all below; held while files are written, so that memory and disk agree
+	id        autolock.Identity
+	recipient *autolock.Recipient // that the key file is sealed to; nil: it is in clear
+	sealer    *autolock.Sealer    // of the replicated state, with id's keyring; another one after each promotion, nil on workers
+	leaf      ca.Identity
+	root      *x509.Certificate
+	cert      *tls.Certificate
+	pending   crypto.Signer // made by Renew, spent by Install
+	held      time.Time     // when id or recipient last changed
+	managers  *api.ManagerList
+	contact   time.Time // when a manager was last heard
 }
 
-// openIdentity takes over what a key file held.
-func openIdentity(dir string, id autolock.Identity) (*identity, error) {
+// openIdentity takes over what a key file held, and what it is sealed to.
+func openIdentity(dir string, id autolock.Identity, to *autolock.Recipient) (*identity, error) {
 	i := &identity{dir: dir, managers: &api.ManagerList{}}
 	var key crypto.Signer
 	err := id.Key.Use(func(der []byte) (err error) {
@@ -62,7 +65,7 @@ func openIdentity(dir string, id autolock.Identity) (*identity, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := i.take(id, key); err != nil {
+	if err := i.take(id, to, key); err != nil {
 		return nil, err
 	}
 	b, err := os.ReadFile(filepath.Join(dir, managersFile))
@@ -80,7 +83,7 @@ func openIdentity(dir string, id autolock.Identity) (*identity, error) {
 }
 
 // take sets what the rest of the daemon sees. i.mu is held, or i not shared yet.
-func (i *identity) take(id autolock.Identity, key crypto.Signer) error {
+func (i *identity) take(id autolock.Identity, to *autolock.Recipient, key crypto.Signer) error {
 	const op = "reading the node's chain"
 	chain := make([]*x509.Certificate, len(id.Chain))
 	for k, der := range id.Chain {
@@ -102,13 +105,26 @@ func (i *identity) take(id autolock.Identity, key crypto.Signer) error {
 	if err == nil && (leaf.NodeID != id.NodeID || leaf.ClusterID != id.ClusterID) {
 		return warden.Errorf(warden.CodeForeign, op, "the leaf is node %s's of cluster %s", leaf.NodeID, leaf.ClusterID)
 	}
-	i.id, i.root = id, root
-	i.leaf = leaf
+	i.root, i.leaf = root, leaf
+	i.hold(id, to)
 	i.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: key, Leaf: chain[0]}
 	return nil
 }
 
-// write makes the identity durable: the key file first, which alone counts.
+// hold sets what the key file holds. i.mu is held, or i not shared yet.
+func (i *identity) hold(id autolock.Identity, to *autolock.Recipient) {
+	i.id, i.recipient, i.held = id, to, time.Now()
+	switch {
+	case id.Keyring == nil:
+		i.sealer = nil
+	case i.sealer == nil:
+		i.sealer = autolock.NewSealer(id.Keyring)
+	default:
+		i.sealer.Swap(id.Keyring)
+	}
+}
+
+// writeIdentity makes the identity durable: the key file first, which alone counts.
 func writeIdentity(dir string, id autolock.Identity, recipient *autolock.Recipient) error {
 	if err := durable.MkdirPrivate(filepath.Join(dir, identityDir)); err != nil {
 		return err
@@ -163,9 +179,10 @@ func (i *identity) renew() ([]byte, error) {
 	return csr, nil
 }
 
-// install takes a leaf for the pending key over: durable when it returns. A manager's key file is sealed as the lock state
-// that came along says, before it holds anything (I9). The old key is forgotten. promoted: the role became manager; demoted:
-// it ceased to be.
+// install takes a leaf for the pending key over: durable when it returns. A new manager's key file is sealed as the lock state
+// that came along says, before it holds anything (I9). One that is a manager already follows a newer lock state with the same write, so that no
+// new key is ever sealed under what the cluster has replaced, and never an older one. The old key is forgotten.
+// promoted: the role became manager; demoted: it ceased to be.
 func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err error) {
 	const op = "installing a leaf"
 	i.mu.Lock()
@@ -204,27 +221,37 @@ func (i *identity) install(r *api.InstallRequest) (promoted, demoted bool, err e
 	if next.Key, err = keyBytes(i.pending); err != nil {
 		return false, false, err
 	}
-	var recipient *autolock.Recipient
+	to := i.recipient
 	if leaf.Role == ca.RoleManager {
-		if recipient, err = recipientOf(r.Lock); err != nil {
+		want, err := lockOf(r.Lock)
+		if err != nil {
 			return false, false, warden.Wrap(op, err)
 		}
-		if next.Keyring == nil {
+		switch {
+		case next.Keyring == nil:
 			if next.Keyring, err = autolock.NewKeyring(); err != nil {
 				return false, false, err
 			}
+			next.LockGeneration, next.DEKGeneration, to = want.generation, want.dek, want.to
+		case want.ahead(i.id, i.recipient):
+			if next, err = relocked(next, i.recipient, want); err != nil {
+				return false, false, warden.Wrap(op, err)
+			}
+			to = want.to
 		}
 	} else {
-		next.Keyring = nil
+		next.Keyring, next.LockGeneration, next.DEKGeneration, to = nil, 0, 0, nil
 	}
 	promoted = leaf.Role == ca.RoleManager && i.id.Role != ca.RoleManager
 	demoted = leaf.Role != ca.RoleManager && i.id.Role == ca.RoleManager
-	if err := writeIdentity(i.dir, next, recipient); err != nil {
+	if err := writeIdentity(i.dir, next, to); err != nil {
 		return false, false, warden.Wrap(op, err)
 	}
-	if err := i.take(next, i.pending); err != nil {
+	old := i.id.Key
+	if err := i.take(next, to, i.pending); err != nil {
 		return false, false, err
 	}
+	old.Wipe()
 	i.pending = nil
 	return promoted, demoted, nil
 }
@@ -235,7 +262,7 @@ func keyBytes(key crypto.Signer) (sensitive.Bytes, error) {
 }
 
 // recipientOf returns what to seal to: nil where autolock is off. Errors: CodeInvalid for a state that says on and names no
-// recipient: a manager's key is never written in clear then.
+// recipient, or one that protects nothing: a manager's key is never written in clear then.
 func recipientOf(l *api.LockState) (*autolock.Recipient, error) {
 	if l == nil {
 		return nil, warden.Errorf(warden.CodeInvalid, "reading the lock state", "it is missing")
@@ -243,12 +270,11 @@ func recipientOf(l *api.LockState) (*autolock.Recipient, error) {
 	if !l.Autolock {
 		return nil, nil
 	}
-	r := new(autolock.Recipient)
-	if len(l.Recipient) != len(r) {
-		return nil, warden.Errorf(warden.CodeInvalid, "reading the lock state", "autolock is on and the recipient has %d bytes", len(l.Recipient))
+	r, err := autolock.ParseRecipient(l.Recipient)
+	if err != nil {
+		return nil, warden.Wrap("reading the lock state", err)
 	}
-	copy(r[:], l.Recipient)
-	return r, nil
+	return &r, nil
 }
 
 // setManagers stores where to dial, where it differs from before. The last word counts, whatever its index: a manager that

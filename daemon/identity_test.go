@@ -22,7 +22,7 @@ func TestInstallRefuses(t *testing.T) {
 	if err := writeIdentity(dir, id, nil); err != nil {
 		t.Fatal(err)
 	}
-	i := must[*identity](t)(openIdentity(dir, id))
+	i := must[*identity](t)(openIdentity(dir, id, nil))
 	before := must[[]byte](t)(os.ReadFile(filepath.Join(dir, keyFile)))
 	lock := &api.LockState{}
 
@@ -120,5 +120,84 @@ func TestWorkerKeepsNoReplicatedState(t *testing.T) {
 	at.start()
 	if at.info().State != StateRunning || exists(at.path(raftDir)) {
 		t.Error("the state is still there")
+	}
+}
+
+// A renewal and a rotation cross: what a leaf comes with is followed where it is newer, never where it is older, and never into the clear.
+func TestInstallFollowsNewerLocksOnly(t *testing.T) {
+	p := newPKI(t, warden.NewID())
+	dir := t.TempDir()
+	id := p.node(t, warden.NewID(), ca.RoleManager)
+	id.LockGeneration, id.DEKGeneration = 5, 5
+	recipient := func() *autolock.Recipient {
+		to := must[autolock.UnlockKey](t)(autolock.NewUnlockKey()).Recipient()
+		return &to
+	}
+	own := recipient()
+	if err := writeIdentity(dir, id, own); err != nil {
+		t.Fatal(err)
+	}
+	i := must[*identity](t)(openIdentity(dir, id, own))
+	for _, c := range []struct {
+		name            string
+		lock            *api.LockState
+		follows, newDEK bool
+	}{
+		{"an older state", &api.LockState{Autolock: true, Recipient: recipient()[:], Generation: 4, DekGeneration: 4}, false, false},
+		{"the same generation", &api.LockState{Autolock: true, Recipient: recipient()[:], Generation: 5, DekGeneration: 5}, false, false},
+		{"autolock off, by word alone", &api.LockState{Generation: 9, DekGeneration: 9}, false, false},
+		{"another DEK", &api.LockState{Autolock: true, Recipient: own[:], Generation: 5, DekGeneration: 6}, true, true},
+		{"another key", &api.LockState{Autolock: true, Recipient: recipient()[:], Generation: 6, DekGeneration: 7}, true, true},
+	} {
+		before, sealer, to := i.id, i.sealer, *i.recipient
+		record := must[[]byte](t)(sealer.Seal([]byte("x"), nil))
+		r := &api.InstallRequest{Chain: p.chain(t, must[[]byte](t)(i.renew()), id.NodeID, ca.RoleManager), Lock: c.lock}
+		if _, _, err := i.install(r); err != nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if i.sealer != sealer || sealer.UnderPrimary(record) == c.newDEK {
+			t.Errorf("%s: another DEK: %t, want %t", c.name, !sealer.UnderPrimary(record), c.newDEK)
+		}
+		if got, err := sealer.Open(record, nil); err != nil || string(got) != "x" {
+			t.Errorf("%s: what was sealed before does not open: %v", c.name, err)
+		}
+		kf := must[*autolock.KeyFile](t)(autolock.ReadKeyFile(filepath.Join(dir, keyFile)))
+		want := to
+		if c.follows {
+			want = autolock.Recipient(c.lock.Recipient)
+		}
+		if *kf.Recipient() != want || *i.recipient != want || c.follows != (i.id.DEKGeneration != before.DEKGeneration) {
+			t.Errorf("%s: sealed to %s, generation %d, want %s", c.name, kf.KeyID, i.id.DEKGeneration, want)
+		}
+		if before.Key.Use(func([]byte) error { return nil }) == nil {
+			t.Errorf("%s: the old node key is not wiped", c.name)
+		}
+	}
+}
+
+// What a peer or an earlier lie left in the key file is put right by the replica's own record, whatever generation it claimed, with a DEK
+// that was never sealed to anybody else.
+func TestLockMisses(t *testing.T) {
+	a, b := autolock.Recipient{1}, autolock.Recipient{2}
+	for _, c := range []struct {
+		name      string
+		want      lock
+		to        *autolock.Recipient
+		lock, dek uint64
+		file, new bool
+	}{
+		{"as it is", lock{&a, 3, 3}, &a, 3, 3, false, false},
+		{"in clear as it is", lock{nil, 3, 3}, nil, 3, 3, false, false},
+		{"turned on", lock{&a, 4, 4}, nil, 3, 3, true, true},
+		{"turned off", lock{nil, 4, 3}, &a, 3, 3, true, false},
+		{"another key", lock{&b, 4, 4}, &a, 3, 3, true, true},
+		{"another DEK", lock{&a, 3, 4}, &a, 3, 3, true, true},
+		{"a foreign key of a later generation", lock{&a, 3, 3}, &b, 1 << 60, 1 << 60, true, true},
+		{"a foreign key of the same generation", lock{&a, 3, 3}, &b, 3, 3, true, true},
+	} {
+		file, dek := c.want.misses(autolock.Identity{LockGeneration: c.lock, DEKGeneration: c.dek}, c.to)
+		if file != c.file || dek != c.new {
+			t.Errorf("%s: misses = %t, %t, want %t, %t", c.name, file, dek, c.file, c.new)
+		}
 	}
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"path/filepath"
 	"time"
@@ -35,7 +36,7 @@ func (d *Daemon) fresh(op string) error {
 }
 
 // Init makes a cluster with this node as its first manager. The key file is written last: a crash before leaves nothing
-// that counts. The unlock key goes out sealed to the caller: in no buffer of this daemon it is left in clear (I9).
+// that counts. Of the unlock key, which the caller made, only the public half comes here (I9).
 func (l *local) Init(ctx context.Context, r *api.InitRequest) (*api.InitReply, error) {
 	reply, err := l.d.init(ctx, r)
 	return reply, api.Error(err)
@@ -74,17 +75,11 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	maker := manager.Maker{Now: now, LeafTTL: ttl}
 	var recipient *autolock.Recipient
 	if r.Autolock {
-		unlock, err := autolock.NewUnlockKey()
-		if err != nil {
+		if recipient, err = recipientOf(&api.LockState{Autolock: true, Recipient: r.UnlockRecipient}); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
-		defer unlock.Wipe()
-		to := unlock.Recipient()
-		recipient, maker.Recipient, maker.KeyID = &to, to[:], to.KeyID()
-		reply.UnlockKeyId = to.KeyID()
-		if err := unlock.Text().Use(func(b []byte) (err error) { reply.SealedUnlockKey, err = courier.Seal(r.Inbox, b); return err }); err != nil {
-			return nil, warden.Wrap(op, err)
-		}
+		maker.Recipient, maker.KeyID = recipient[:], recipient.KeyID()
+		reply.UnlockKeyId = recipient.KeyID()
 	}
 	cluster, authority, err := manager.NewClusterRecord(reply.ClusterId, maker)
 	if err != nil {
@@ -93,6 +88,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	node := &api.Node{
 		Id: reply.NodeId, Hostname: d.cfg.Hostname, Role: api.Role_ROLE_MANAGER, DesiredRole: api.Role_ROLE_MANAGER, Zone: warden.DefaultZone,
 		Availability: r.Availability, Address: address, LeafRole: api.Role_ROLE_MANAGER, LeafZone: warden.DefaultZone, LeafGeneration: 1,
+		LeafDekGeneration: cluster.DekGeneration,
 	}
 	if node.Availability == api.Availability_AVAILABILITY_UNSPECIFIED {
 		node.Availability = api.Availability_AVAILABILITY_DRAIN
@@ -106,7 +102,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	if id.Keyring, err = autolock.NewKeyring(); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
-	id.ClusterID = reply.ClusterId
+	id.ClusterID, id.LockGeneration, id.DEKGeneration = reply.ClusterId, cluster.LockGeneration, cluster.DekGeneration
 	if err := d.mark(); err != nil {
 		return nil, err
 	}
@@ -132,8 +128,8 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 	if err := d.unmark(); err != nil {
 		return nil, err
 	}
-	if err := d.start(id); err != nil {
-		if werr := d.wipe(); werr != nil { // the unlock key does not reach anybody: what is sealed under it is of no use
+	if err := d.start(id, recipient); err != nil {
+		if werr := d.wipe(); werr != nil { // the caller drops the unlock key: what is sealed under it is of no use
 			d.logger.Error("failed to wipe what a failed init left", "error", werr)
 		}
 		return nil, warden.Wrap(op, err)
@@ -142,7 +138,7 @@ func (d *Daemon) init(ctx context.Context, r *api.InitRequest) (*api.InitReply, 
 		return nil, err
 	}
 	d.logger.Info("initialised a cluster", "cluster_id", id.ClusterID, "node_id", id.NodeID, "autolock", r.Autolock, "address", address)
-	if err := d.awaitReady(ctx); err != nil { // the unlock key is in the reply: it goes out in any case
+	if err := d.awaitReady(ctx); err != nil { // the cluster is there: an error would have the caller drop its unlock key
 		d.logger.Warn("started slowly", "error", err)
 	}
 	return reply, nil
@@ -278,6 +274,7 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 		if id.Keyring, err = autolock.NewKeyring(); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
+		id.LockGeneration, id.DEKGeneration = grant.Lock.GetGeneration(), grant.Lock.GetDekGeneration()
 		if err := d.portFree(); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
@@ -292,7 +289,7 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 	if err := writeIdentity(d.cfg.StateDir, id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
-	if err := d.start(id); err != nil {
+	if err := d.start(id, recipient); err != nil {
 		return nil, warden.Wrap(op, err)
 	}
 	if id.Role == ca.RoleManager {
@@ -304,14 +301,21 @@ func (d *Daemon) join(ctx context.Context, r *api.LocalJoinRequest) (*api.LocalJ
 	return &api.LocalJoinReply{ClusterId: id.ClusterID, NodeId: id.NodeID, Role: grant.Role, Zone: grant.Zone}, nil
 }
 
-// joinPatience is how long a joiner goes on asking managers that do not answer: one may just have started itself.
-const joinPatience = 5 * time.Second
+// How long a joiner goes on asking managers that do not answer (one may just have started itself), or that have too many
+// joins at hand (a whole rack may just have started), and how long it waits in between, at most at first and at most.
+const (
+	joinPatience  = 5 * time.Second
+	crowdPatience = time.Minute
+	joinRetryMin  = 200 * time.Millisecond
+	joinRetryMax  = 2 * time.Second
+)
 
 // askToJoin tries the addresses in turn, with one key: a repeat of a join is the same join. A refusal that every manager
-// would give ends it at once; managers that don't answer are asked again for joinPatience.
+// would give ends it at once; managers that don't answer are asked again for joinPatience, those that limit for crowdPatience.
 func (d *Daemon) askToJoin(ctx context.Context, r *api.LocalJoinRequest, token tokens.Token, req join.Request) (*api.JoinGrant, error) {
 	var last error
-	for stop := time.Now().Add(joinPatience); ; {
+	wait := joinRetryMin
+	for began := time.Now(); ; wait = min(2*wait, joinRetryMax) {
 		for _, address := range r.Addresses {
 			address, err := manager.Address(address, "127.0.0.1")
 			if err != nil {
@@ -331,13 +335,19 @@ func (d *Daemon) askToJoin(ctx context.Context, r *api.LocalJoinRequest, token t
 				return nil, err
 			}
 		}
-		if !api.Transient(last) || time.Now().After(stop) {
+		patience := joinPatience
+		if warden.CodeOf(last) == warden.CodeLimited {
+			patience = crowdPatience
+		} else if !api.Transient(last) {
+			return nil, last
+		}
+		if time.Since(began) > patience {
 			return nil, last
 		}
 		select {
 		case <-ctx.Done():
 			return nil, last
-		case <-time.After(200 * time.Millisecond):
+		case <-time.After(wait/2 + rand.N(wait/2)): // not all of the rack at once
 		}
 	}
 }
@@ -379,7 +389,10 @@ func (d *Daemon) unlock(r *api.UnlockRequest) (*api.UnlockReply, error) {
 		return nil, err
 	}
 	recipient := key.Recipient()
-	if err := d.start(id); err != nil {
+	if err := d.start(id, &recipient); err != nil {
+		if now, rerr := autolock.ReadKeyFile(filepath.Join(d.cfg.StateDir, keyFile)); rerr == nil && now.Locked {
+			d.set(func() { d.locked = now }) // another manager may have had it sealed to another key meanwhile
+		}
 		return nil, warden.Wrap(op, err)
 	}
 	d.logger.Info("unlocked", "unlock_key_id", recipient.KeyID())
@@ -429,8 +442,12 @@ func (d *Daemon) leave(ctx context.Context, r *api.LeaveRequest) (*api.LeaveRepl
 }
 
 // Info says what the daemon is. It never fails.
-func (l *local) Info(context.Context, *api.InfoRequest) (*api.InfoReply, error) {
-	return l.d.info(), nil
+func (l *local) Info(_ context.Context, r *api.InfoRequest) (*api.InfoReply, error) {
+	info := l.d.info()
+	if r.GetFacts() {
+		info.Facts = l.d.facts()
+	}
+	return info, nil
 }
 
 func (d *Daemon) info() *api.InfoReply {
@@ -462,6 +479,8 @@ func (d *Daemon) info() *api.InfoReply {
 		}
 		if d.manager != nil && !d.manager.Ready() {
 			r.Message = "this manager has not caught up with a leader yet"
+		} else if d.keeper != nil {
+			r.Message = d.keeper.trouble()
 		}
 	}
 	return r

@@ -20,7 +20,7 @@ say() { printf '\n%s# %s%s\n' "$bold" "$*" "$plain"; }
 
 # start HOST: the daemon of one host, in a session of its own.
 start() {
-  setsid "$BIN/warden" run --state-dir "$D/$1/state" --socket "$D/$1/sock" --listen "${ADDR[$1]}" --hostname "$1" >>"$D/$1/log" 2>&1 </dev/null &
+  setsid "$BIN/warden" run --executor process --state-dir "$D/$1/state" --socket "$D/$1/sock" --listen "${ADDR[$1]}" --hostname "$1" >>"$D/$1/log" 2>&1 </dev/null &
   PID[$1]=$!
   for _ in $(seq 200); do
     [ -S "$D/$1/sock" ] && ctl "$1" version >/dev/null 2>&1 && return
@@ -73,7 +73,7 @@ trap clean EXIT
 trap 'exit 0' INT TERM
 
 say "Six hosts, each with a daemon of its own that belongs to nothing yet"
-for h in $HOSTS; do start "$h"; printf '%s$ warden run --state-dir … --listen %s   # pid %s\n' "$h" "${ADDR[$h]}" "${PID[$h]}"; done
+for h in $HOSTS; do start "$h"; printf '%s$ warden run --executor process --state-dir … --listen %s   # pid %s\n' "$h" "${ADDR[$h]}" "${PID[$h]}"; done
 
 say "The first manager makes the cluster: root CA, issuing CA, and an unlock key that is shown this once"
 INIT=$(on m1 swarm init --autolock); echo "$INIT"

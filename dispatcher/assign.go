@@ -63,7 +63,15 @@ func wanted(v view, nodeID, leafZone string, broken map[version]string) (assignm
 	if node == nil || node.GetZone() != leafZone {
 		return want, nil
 	}
-	known := func(zone string) bool { return v.Zone(zone) != nil }
+	declared := map[string]bool{}
+	known := func(zone string) bool {
+		is, asked := declared[zone]
+		if !asked {
+			is = v.Zone(zone) != nil
+			declared[zone] = is
+		}
+		return is
+	}
 	var refused []refusal
 	var ended []*api.Task
 	for _, task := range v.TasksByNode(nodeID) {

@@ -1,14 +1,12 @@
 package dispatcher
 
 import (
-	"context"
 	"errors"
 	"io"
 	"net"
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"warden"
 	"warden/api"
@@ -18,7 +16,7 @@ import (
 const (
 	describeMessageMax = 128 << 10 // labels at their bounds need 40 KiB
 	ackMessageMax      = 1 << 10
-	reportMessageMax   = 64 << 10
+	reportMessageMax   = 256 << 10 // an agent sends 128 KiB of reports and one more, or its description
 	renewMessageMax    = warden.CSRBytesMax + 1<<10
 	lineMessageMax     = warden.LogLineMax + 1<<10
 	emptyMessageMax    = 1 << 10
@@ -26,45 +24,19 @@ const (
 
 func recvMax(bytes int) grpc.CallOption { return grpc.MaxCallRecvMsgSize(bytes) }
 
-// watched is a connection that says when it was closed: by either side of it here, gRPC closes it at its first error.
+// watched is a connection that says once when it was closed: by either side of it here, gRPC closes it at its first error.
 type watched struct {
 	net.Conn
 	once   sync.Once
-	closed chan struct{}
+	closed func()
 }
 
-func watch(conn net.Conn) *watched { return &watched{Conn: conn, closed: make(chan struct{})} }
+func watch(conn net.Conn, closed func()) *watched { return &watched{Conn: conn, closed: closed} }
 
-// Close closes the connection, and the channel with it.
+// Close closes the connection.
 func (w *watched) Close() error {
-	w.once.Do(func() { close(w.closed) })
+	w.once.Do(w.closed)
 	return w.Conn.Close()
-}
-
-// clientOver returns a gRPC client that lives on conn alone: it is given out once, and when it ends the client can't dial
-// again. TLS is the connection's own matter. Closing the client closes conn.
-func clientOver(conn net.Conn) (*grpc.ClientConn, error) {
-	once := make(chan net.Conn, 1)
-	once <- conn
-	return grpc.NewClient("passthrough:///node",
-		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) {
-			select {
-			case c := <-once:
-				return c, nil
-			default:
-				return nil, errors.New("the session's connection has ended")
-			}
-		}),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(emptyMessageMax), grpc.MaxCallSendMsgSize(warden.MessageMax)),
-		grpc.WithMaxHeaderListSize(8<<10),
-		grpc.WithReadBufferSize(4<<10),
-		grpc.WithDisableRetry(),
-		grpc.WithDisableServiceConfig(),
-		grpc.WithDisableHealthCheck(),
-		grpc.WithNoProxy(),
-		grpc.WithIdleTimeout(0),
-	)
 }
 
 // ended tells whether a stream's error ends it, and as what: an orderly end is no error.

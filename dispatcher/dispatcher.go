@@ -16,9 +16,11 @@ package dispatcher
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -38,6 +40,8 @@ type Peer struct {
 	IP                  string
 	RenewOnly           bool           // the leaf has expired, but its key is the recorded one: its renewal is all that is done
 	Tombstone           *api.Tombstone // set: the node was removed; it is sent one Evict and nothing else
+
+	Up func() // called once, when the node has answered and this session has replaced its last; may be nil
 }
 
 // Config is what a Dispatcher needs of the rest. All fields are required; the functions may be called at once from many
@@ -60,14 +64,21 @@ type Config struct {
 type Dispatcher struct {
 	cfg     Config
 	reports *reports
+	counts  counts
+	vault   *vault
 
-	mu       sync.Mutex          // guards sessions; held for map access only
+	managers atomic.Pointer[api.ManagerList] // as of the last change that could concern it; nil before the first look
+	placed   map[string]placed               // by task ID; used by follow alone
+
+	mu       sync.Mutex          // guards the fields below; held for their access only
 	sessions map[string]*session // by node ID
+	links    *links              // nil while nobody uses them
+	users    int                 // of links
 }
 
 // New returns a Dispatcher without sessions. Run must run while Serve is called.
 func New(cfg Config) *Dispatcher {
-	return &Dispatcher{cfg: cfg, reports: newReports(), sessions: map[string]*session{}}
+	return &Dispatcher{cfg: cfg, reports: newReports(), vault: newVault(cfg.Open), sessions: map[string]*session{}}
 }
 
 // Run delivers the reports of all sessions and tells sessions of changes in the store. It returns when ctx ends (its cause)
@@ -87,7 +98,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 func (d *Dispatcher) follow(ctx context.Context) error {
 	w := d.cfg.Store.Watch(api.Kind_KIND_CLUSTER, api.Kind_KIND_NODE, api.Kind_KIND_TASK, api.Kind_KIND_SECRET)
 	defer w.Close()
-	d.kickAll()
+	d.spread(store.Changes{Resync: true})
 	for {
 		changes, err := w.Next(ctx)
 		if err != nil {
@@ -100,49 +111,93 @@ func (d *Dispatcher) follow(ctx context.Context) error {
 	}
 }
 
+// spread kicks the sessions of the nodes that the changes concern: all, where the list of managers, the cluster or a secret has
+// changed.
 func (d *Dispatcher) spread(changes store.Changes) {
-	if changes.Resync {
-		d.kickAll()
-		return
-	}
 	v := d.cfg.Store.View()
-	nodes := map[string]struct{}{}
+	nodes := map[string]bool{} // with the node's own record changed, or without
+	all, records, managers := changes.Resync, changes.Resync, changes.Resync
+	if changes.Resync {
+		d.placed = map[string]placed{}
+		for _, t := range v.Tasks() {
+			d.placed[t.GetId()] = placedOf(t)
+		}
+	}
 	for _, key := range changes.Keys {
 		switch key.Kind {
 		case api.Kind_KIND_TASK:
-			task := v.Task(key.ID)
-			if task == nil { // gone, and with it whose it was
-				d.kickAll()
-				return
+			task, old := v.Task(key.ID), d.placed[key.ID]
+			now := placedOf(task)
+			if now == old {
+				continue // it came nearer to running, which its node knows
 			}
-			nodes[task.GetNodeId()] = struct{}{}
+			if d.placed[key.ID] = now; task == nil {
+				delete(d.placed, key.ID)
+			}
+			for _, id := range []string{old.nodeID, now.nodeID} {
+				if _, named := nodes[id]; !named && id != "" {
+					nodes[id] = false
+				}
+			}
 		case api.Kind_KIND_NODE:
+			nodes[key.ID] = true
 			node := v.Node(key.ID)
-			if node == nil || node.GetRole() == api.Role_ROLE_MANAGER { // the list of managers may have changed
-				d.kickAll()
-				return
-			}
-			nodes[key.ID] = struct{}{}
+			managers = managers || node == nil || node.GetRole() == api.Role_ROLE_MANAGER || node.GetDesiredRole() == api.Role_ROLE_MANAGER
+		case api.Kind_KIND_CLUSTER:
+			all, records, managers = true, true, true
 		default:
-			d.kickAll()
-			return
+			all = true
 		}
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for id := range nodes {
-		if s := d.sessions[id]; s != nil {
-			s.kick()
+	if managers {
+		list := d.cfg.Managers()
+		if old := d.managers.Load(); !sameManagers(old, list) {
+			d.managers.Store(list)
+			all = true
 		}
+	}
+	for _, s := range d.of(nodes, all) {
+		s.kick(records || nodes[s.peer.NodeID])
 	}
 }
 
-func (d *Dispatcher) kickAll() {
+// placed is what of a task decides whether and how its node has it.
+type placed struct {
+	nodeID          string
+	stops           bool // it is to end
+	ended, orphaned bool
+}
+
+func placedOf(t *api.Task) placed {
+	if t.GetNodeId() == "" {
+		return placed{}
+	}
+	state := t.GetStatus().GetState()
+	return placed{t.GetNodeId(), t.GetDesiredState() != api.TaskState_TASK_RUNNING, state.Ended(), state == api.TaskState_TASK_ORPHANED}
+}
+
+// of returns the sessions of these nodes, or all.
+func (d *Dispatcher) of(nodes map[string]bool, all bool) (found []*session) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for _, s := range d.sessions {
-		s.kick()
+	if all {
+		return slices.Collect(maps.Values(d.sessions))
 	}
+	for id := range nodes {
+		if s := d.sessions[id]; s != nil {
+			found = append(found, s)
+		}
+	}
+	return found
+}
+
+// managerList returns what nodes are told of managers. It is the same list until it changes.
+func (d *Dispatcher) managerList() *api.ManagerList {
+	if list := d.managers.Load(); list != nil {
+		return list
+	}
+	d.managers.CompareAndSwap(nil, d.cfg.Managers())
+	return d.managers.Load()
 }
 
 // Claims returns what this manager's sessions are, sorted by node ID.
@@ -174,8 +229,13 @@ func (d *Dispatcher) Close(sessionID, reason string) {
 	}
 }
 
+// logsPerNode is how many logs of a node are read at once: fewer than the node takes calls, since assignments, renewals and the
+// order to wipe must not wait for a log to end.
+const logsPerNode = 512
+
 // Logs streams the log of req's task from the node to send, until the log or ctx ends or send fails. The caller has checked
-// that the task is the node's. Errors: CodeUnavailable where the node has no session here, or the node's own.
+// that the task is the node's. Errors: CodeUnavailable where the node has no session here, CodeLimited where logsPerNode are
+// read, or the node's own.
 func (d *Dispatcher) Logs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
 	op := "reading the log of task " + req.GetTaskId()
 	d.mu.Lock()
@@ -184,22 +244,59 @@ func (d *Dispatcher) Logs(ctx context.Context, nodeID string, req *api.LogsReque
 	if s == nil || s.peer.RenewOnly {
 		return warden.Errorf(warden.CodeUnavailable, op, "node %s has no session with this manager", nodeID)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	if s.logs.Add(1) > logsPerNode {
+		s.logs.Add(-1)
+		return warden.Hint(warden.Errorf(warden.CodeLimited, op, "%d logs of node %s are read already", logsPerNode, nodeID), "end some of the commands that follow logs")
+	}
+	defer s.logs.Add(-1)
+	ctx, cancel := context.WithCancel(s.link.with(ctx))
 	defer cancel()
+	defer context.AfterFunc(s.ctx, cancel)() // or a call over a connection that is gone already would wait for as long as the caller does
+	over := func(err error) error {
+		if err != nil && s.ctx.Err() != nil {
+			err = warden.Errorf(warden.CodeUnavailable, "", "the session with node %s has ended", nodeID)
+		}
+		return warden.Wrap(op, err)
+	}
 	stream, err := s.client.Logs(ctx, req, recvMax(lineMessageMax))
 	if err != nil {
-		return warden.Wrap(op, api.FromError(err))
+		return over(api.FromError(err))
 	}
 	for {
 		chunk, err := stream.Recv()
 		if done, err := ended(err); done {
-			return warden.Wrap(op, err)
+			return over(err)
 		}
 		chunk.NodeId, chunk.TaskId = nodeID, req.GetTaskId() // not for the node to say
 		if err := send(chunk); err != nil {
 			return err
 		}
 	}
+}
+
+// useLinks returns the gRPC client of all sessions; release ends the use.
+func (d *Dispatcher) useLinks() (l *links, release func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.links == nil {
+		if d.links, err = newLinks(); err != nil {
+			return nil, nil, err
+		}
+	}
+	d.users++
+	return d.links, func() {
+		d.mu.Lock()
+		last := d.links
+		if d.users--; d.users > 0 {
+			last = nil
+		} else {
+			d.links = nil
+		}
+		d.mu.Unlock()
+		if last != nil {
+			last.close()
+		}
+	}, nil
 }
 
 // register makes s the node's session and ends the one it replaces.

@@ -15,6 +15,7 @@ import (
 	"warden"
 	"warden/api"
 	"warden/store"
+	"warden/store/storetest"
 )
 
 // wantEnd checks how and when a session ended.
@@ -34,7 +35,7 @@ func TestGarbage(t *testing.T) {
 		wg.Go(func() {
 			b := make([]byte, 1024)
 			near.Read(b)
-			near.Write([]byte(strings.Repeat("220 smtp ready\r\n", 100)))
+			near.Write([]byte(strings.Repeat("220 smtp ready\r\n", 20)))
 			for err := error(nil); err == nil; {
 				_, err = near.Read(b)
 			}
@@ -73,9 +74,9 @@ func TestAcknowledgements(t *testing.T) {
 		}, warden.CodeInvalid, 0},
 		{"unasked", func(s grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error {
 			s.Send(&api.AssignmentAck{Sequence: 1})
-			s.Send(&api.AssignmentAck{Sequence: 2})
+			s.Send(&api.AssignmentAck{Sequence: 1})
 			return stay(s)
-		}, warden.CodeInvalid, 0},
+		}, warden.CodeInvalid, time.Second},
 		{"too large", func(s grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error {
 			ack := &api.AssignmentAck{Sequence: 1}
 			ack.ProtoReflect().SetUnknown(append([]byte{0x7a, 0x80, 0x40}, make([]byte, 8192)...))
@@ -89,7 +90,12 @@ func TestAcknowledgements(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				m := newManager(t)
+				m := newManager(t, store.Wrap(task('a', strings.Repeat("n", warden.IDLength))))
+				time.AfterFunc(time.Second, func() { // another set is due
+					stopping := api.Clone(m.store.View().Task(strings.Repeat("a", warden.IDLength)))
+					stopping.DesiredState = api.TaskState_TASK_SHUTDOWN
+					storetest.Propose(t, m.store, store.Put(stopping, stopping.Meta.Version))
+				})
 				took, err := m.serve(t.Context(), &node{assign: c.assign})
 				wantEnd(t, err, took, c.code, c.after)
 			})
@@ -103,7 +109,7 @@ func TestReportsOfOthers(t *testing.T) {
 		mine, other := task('a', strings.Repeat("n", warden.IDLength)), task('b', strings.Repeat("o", warden.IDLength))
 		m := newManager(t, store.Wrap(mine), store.Wrap(other))
 		m.refuse = 3
-		n := &node{watch: func(s grpc.ServerStreamingServer[api.TaskReport]) error {
+		n := &node{watch: func(s *reporter) error {
 			for _, r := range []struct {
 				id    string
 				state api.TaskState
@@ -137,7 +143,7 @@ func TestReportsAreMadeAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mine := task('a', strings.Repeat("n", warden.IDLength))
 		m := newManager(t, store.Wrap(mine))
-		n := &node{watch: func(s grpc.ServerStreamingServer[api.TaskReport]) error {
+		n := &node{watch: func(s *reporter) error {
 			s.Send(&api.TaskReport{TaskId: mine.Id, Status: &api.TaskStatus{State: api.TaskState_TASK_RUNNING}})
 			<-s.Context().Done()
 			return nil
@@ -156,7 +162,7 @@ func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		mine := task('a', strings.Repeat("n", warden.IDLength))
 		m := newManager(t, store.Wrap(mine))
-		n := &node{watch: func(s grpc.ServerStreamingServer[api.TaskReport]) error {
+		n := &node{watch: func(s *reporter) error {
 			for range 100_000 {
 				if err := s.Send(&api.TaskReport{TaskId: mine.Id, Status: &api.TaskStatus{State: api.TaskState_TASK_RUNNING}}); err != nil {
 					return err
@@ -253,7 +259,7 @@ func TestRenewOnly(t *testing.T) {
 				t.Error("Assign was called")
 				return nil
 			},
-			watch: func(grpc.ServerStreamingServer[api.TaskReport]) error {
+			watch: func(*reporter) error {
 				t.Error("Watch was called")
 				return nil
 			},
@@ -358,6 +364,71 @@ func TestLease(t *testing.T) {
 			if got < time.Minute || got > time.Minute+time.Second {
 				t.Errorf("set after %v, renewal after %v, want both when the lease came after a minute", set, renewed)
 			}
+		}
+	})
+}
+
+// TestLogOfADyingSession: a log that is asked for when the node takes no more calls ends with the session, however long the
+// caller would wait.
+func TestLogOfADyingSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		others, end := context.WithCancel(t.Context())
+		defer end()
+		wg.Go(func() { m.serve(others, &node{}) }) // another node's session: the gRPC client that they share goes on
+		synctest.Wait()
+		m.peer.NodeID = strings.Repeat("o", warden.IDLength)
+		near, far := net.Pipe()
+		server := grpc.NewServer()
+		api.RegisterSessionServer(server, &node{})
+		lis := &oneConn{conn: make(chan net.Conn, 1), done: make(chan struct{})}
+		lis.conn <- near
+		wg.Go(func() { server.Serve(lis) })
+		wg.Go(func() { m.Serve(t.Context(), far, m.peer) })
+		synctest.Wait()
+		wg.Go(server.GracefulStop) // waits for the end of Watch
+		synctest.Wait()
+
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		start, got := time.Now(), make(chan error, 1)
+		go func() {
+			got <- m.Logs(ctx, m.peer.NodeID, &api.LogsRequest{Follow: true}, func(*api.LogChunk) error { return nil })
+		}()
+		synctest.Wait()
+		server.Stop()
+		if err := <-got; warden.CodeOf(err) != warden.CodeUnavailable || time.Since(start) > time.Second {
+			t.Errorf("Logs = %v [%s] after %s, want [%s] at once", err, warden.CodeOf(err), time.Since(start), warden.CodeUnavailable)
+		}
+	})
+}
+
+// TestCodesOfNodes: the codes of a node's errors decide nothing here, and are no labels of metrics.
+func TestCodesOfNodes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t)
+		m.peer.NotAfter = time.Now().Add(-time.Second) // a renewal is due
+		evicts := 0
+		took, err := m.serve(t.Context(), &node{
+			renew: func(*api.RenewRequest) ([]byte, error) {
+				return nil, api.Error(&warden.Error{Code: "x", Err: errors.New("no")})
+			},
+			evict: func(context.Context, *api.EvictRequest) error { evicts++; return nil },
+			watch: func(*reporter) error {
+				time.Sleep(time.Second)
+				return api.Error(warden.Errorf(warden.CodeEvicted, "", "I was removed"))
+			},
+		})
+		wantEnd(t, err, took, warden.CodeEvicted, time.Second)
+		if evicts != 0 {
+			t.Error("a node that says that it was evicted was told so")
+		}
+		var f api.ManagerFacts
+		m.Facts(&f)
+		if len(f.Renewals) != 1 || f.Renewals[0].Result != "other" {
+			t.Errorf("renewals = %v, want %q", f.Renewals, "other")
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package dispatcher
 
 import (
-	"bytes"
 	"context"
 	"time"
 
@@ -11,11 +10,10 @@ import (
 	"warden/api"
 )
 
-// pusher is the sending half of a session: what the node has been told so far.
+// pusher is the sending half of a session: what the node has been told so far. It is used by one goroutine at a time.
 type pusher struct {
 	s        *session
-	stream   grpc.BidiStreamingClient[api.AssignmentSet, api.AssignmentAck]
-	acks     chan uint64 // fed by receive; unbuffered, so that a flood of acknowledgements waits in the network
+	stream   grpc.BidiStreamingClient[api.AssignmentSet, api.AssignmentAck] // of the present run; nil before its first set
 	sequence uint64
 	complete bool // the node has all that it should have had at one time
 	have     assignment
@@ -24,50 +22,22 @@ type pusher struct {
 	refused  map[string]string  // reasons by task ID, as logged
 }
 
-// assign keeps the node's assignment what it should be. Each set is made from the view of that moment.
-func (s *session) assign(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	stream, err := s.client.Assign(ctx, recvMax(ackMessageMax))
-	if err != nil {
-		return warden.Wrap("assigning tasks", api.FromError(err))
-	}
-	p := &pusher{s: s, stream: stream, acks: make(chan uint64), have: newAssignment(""), broken: map[version]string{}, refused: map[string]string{}}
-	go p.receive(ctx, cancel) // ends with ctx, which ends the stream
-	for {
-		s.hold(ctx)
-		if ctx.Err() != nil {
-			break
-		}
-		done, err := p.push(ctx)
-		if err != nil {
-			return warden.Wrap("assigning tasks", err)
-		}
-		if !done {
-			continue
-		}
-		select {
-		case <-s.assignKick:
-			clear(p.broken)
-		case n := <-p.acks:
-			return warden.Errorf(warden.CodeInvalid, "assigning tasks", "the node acknowledged set %d, which was not sent", n)
-		case <-ctx.Done():
-		}
-	}
-	return warden.Wrap("assigning tasks", context.Cause(ctx))
-}
+func newPusher(s *session) *pusher { return &pusher{s: s, have: newAssignment("")} }
 
-func (p *pusher) receive(ctx context.Context, end context.CancelCauseFunc) {
+// run makes the node's assignment what it should be now. Each set is made from the view of that moment. The stream ends with the
+// run: a session that is idle has none.
+func (p *pusher) run(ctx context.Context) error {
+	const op = "assigning tasks"
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.stream, p.broken = nil, nil
 	for {
-		ack, err := p.stream.Recv()
-		if done, err := ended(err); done {
-			end(cmpErr(err, warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream")))
-			return
+		p.s.hold(ctx)
+		if ctx.Err() != nil {
+			return nil
 		}
-		select {
-		case p.acks <- ack.GetSequence():
-		case <-ctx.Done():
-			return
+		if done, err := p.push(ctx); done || err != nil {
+			return warden.Wrap(op, err)
 		}
 	}
 }
@@ -75,11 +45,15 @@ func (p *pusher) receive(ctx context.Context, end context.CancelCauseFunc) {
 // push sends at most one set and waits for its acknowledgement. done says that the node has all that it should have.
 func (p *pusher) push(ctx context.Context) (done bool, err error) {
 	d := p.s.d
-	want, refused := wanted(d.cfg.Store.View(), p.s.peer.NodeID, p.s.peer.Zone, p.broken)
+	view := d.cfg.Store.View()
+	if view.Node(p.s.peer.NodeID) == nil { // whoever judges connections closes this one
+		return true, nil
+	}
+	want, refused := wanted(view, p.s.peer.NodeID, p.s.peer.Zone, p.broken)
 	p.log(refused)
 	next := diff(p.have, want, setBytesMax)
-	managers := d.cfg.Managers()
-	if sameManagers(managers, p.managers) {
+	managers := d.managerList()
+	if managers == p.managers {
 		managers = nil
 	}
 	if next.empty() && managers == nil && p.complete {
@@ -87,17 +61,22 @@ func (p *pusher) push(ctx context.Context) (done bool, err error) {
 	}
 	set := next.set(p.sequence+1, !p.complete && !next.more)
 	set.Managers = managers
-	defer wipe(set)
-	for _, ver := range next.addSecrets {
-		if err := p.open(set, ver); err != nil {
+	defer func() { d.vault.release(next.addSecrets) }()
+	for i, ver := range next.addSecrets {
+		value, err := d.vault.open(ver)
+		if err != nil {
+			next.addSecrets = next.addSecrets[:i] // what was opened, and is to be released
 			d.cfg.Logger.Error("could not open secret", "node_id", p.s.peer.NodeID, "secret_id", ver.secretID, "version", ver.number, "error", err)
-			p.broken[ver] = string(warden.CodeOf(err))
+			p.broken = with(p.broken, ver, string(warden.CodeOf(err)))
 			return false, nil // decide again without the tasks that need it
 		}
+		set.PutSecrets = append(set.PutSecrets, &api.SecretMaterial{SecretId: ver.secretID, Version: ver.number, Data: value,
+			Zones: view.Secret(ver.secretID).GetZones()})
 	}
 	if err := p.send(ctx, set); err != nil {
 		return false, err
 	}
+	d.counts.acknowledged(next.addTasks)
 	p.sequence++
 	p.complete = p.complete || set.GetComplete()
 	p.have = next.apply(p.have, want.secrets)
@@ -107,25 +86,12 @@ func (p *pusher) push(ctx context.Context) (done bool, err error) {
 	return false, nil
 }
 
-// open adds the version's value to the set.
-func (p *pusher) open(set *api.AssignmentSet, ver version) error {
-	value, err := p.s.d.cfg.Open(ver.secretID, ver.number)
-	if err != nil {
-		return err
+func with[K comparable](m map[K]string, key K, value string) map[K]string {
+	if m == nil {
+		m = map[K]string{}
 	}
-	defer value.Wipe()
-	return value.Use(func(b []byte) error {
-		set.PutSecrets = append(set.PutSecrets, &api.SecretMaterial{SecretId: ver.secretID, Version: ver.number, Data: bytes.Clone(b),
-			Zones: p.s.d.cfg.Store.View().Secret(ver.secretID).GetZones()})
-		return nil
-	})
-}
-
-// wipe zeroes the values in the set. gRPC has encoded the message when Send returns; its buffers are not ours to wipe.
-func wipe(set *api.AssignmentSet) {
-	for _, secret := range set.GetPutSecrets() {
-		clear(secret.GetData())
-	}
+	m[key] = value
+	return m
 }
 
 // send sends the set and waits for the node to acknowledge it, for ackTimeout at most.
@@ -133,26 +99,34 @@ func (p *pusher) send(ctx context.Context, set *api.AssignmentSet) error {
 	late := warden.Errorf(warden.CodeTimeout, "", "the node did not acknowledge set %d in %s", set.GetSequence(), ackTimeout)
 	timer := time.AfterFunc(ackTimeout, func() { p.s.end(late) })
 	defer timer.Stop()
-	if err := p.stream.Send(set); err != nil {
-		<-ctx.Done() // Send says only that the stream has ended; receive says why
-		return context.Cause(ctx)
-	}
-	select {
-	case n := <-p.acks:
-		if n != set.GetSequence() {
-			return warden.Errorf(warden.CodeInvalid, "", "the node acknowledged set %d instead of %d", n, set.GetSequence())
+	if p.stream == nil {
+		stream, err := p.s.client.Assign(ctx, recvMax(ackMessageMax))
+		if err != nil {
+			return api.FromError(err)
 		}
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+		p.stream = stream
 	}
+	if err := p.stream.Send(set); err != nil {
+		_, err = p.stream.Recv() // Send says only that the stream has ended; Recv says why
+		return cmpErr(api.FromError(err), warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream"))
+	}
+	ack, err := p.stream.Recv()
+	switch done, err := ended(err); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case done:
+		return cmpErr(err, warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream"))
+	case ack.GetSequence() != set.GetSequence():
+		return warden.Errorf(warden.CodeInvalid, "", "the node acknowledged set %d instead of %d", ack.GetSequence(), set.GetSequence())
+	}
+	return nil
 }
 
 // log warns once of each task that is held back, and again where the reason changes.
 func (p *pusher) log(refused []refusal) {
-	now := make(map[string]string, len(refused))
+	var now map[string]string
 	for _, r := range refused {
-		now[r.taskID] = r.reason
+		now = with(now, r.taskID, r.reason)
 		if p.refused[r.taskID] != r.reason {
 			p.s.d.cfg.Logger.Warn("held back task", "node_id", p.s.peer.NodeID, "task_id", r.taskID, "reason", r.reason)
 		}

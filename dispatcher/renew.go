@@ -20,8 +20,8 @@ const (
 
 // RenewAt returns when to renew the leaf of p, and why: two thirds of its life, less up to 10 % of jitter drawn from node ID
 // and leaf, so that nodes enrolled together do not renew together. Earlier where the records want another leaf: at once
-// (now) where the leaf has expired, a renewal was begun and not finished, or role, zone or issuing CA have changed; within
-// RenewSpread of a change of the life that leaves are given, where this one was issued before. Pure.
+// (now) where the leaf has expired, a renewal was begun and not finished, role, zone or issuing CA have changed, or managers
+// are to have new keys; within RenewSpread of a change of the life that leaves are given, where this one was issued before. Pure.
 func RenewAt(node *api.Node, cluster *api.Cluster, p Peer, now time.Time) (at time.Time, reason string) {
 	issued := p.NotBefore.Add(warden.LeafBackdate) // leaves are backdated by this
 	if issued.After(p.NotAfter) {
@@ -39,6 +39,8 @@ func RenewAt(node *api.Node, cluster *api.Cluster, p Peer, now time.Time) (at ti
 		return now, fmt.Sprintf("the zone is now %q", node.GetZone())
 	case cluster.GetIssuingGeneration() != node.GetLeafGeneration():
 		return now, "the issuing CA was rotated"
+	case node.EffectiveRole() == api.Role_ROLE_MANAGER && node.GetLeafDekGeneration() < cluster.GetDekGeneration():
+		return now, "the keys of managers were rotated"
 	}
 	life, draw := p.NotAfter.Sub(issued), jitter(p)
 	at = issued.Add(life*2/3 - time.Duration(draw*float64(life)/10))
@@ -85,6 +87,7 @@ func (s *session) renew(ctx context.Context) error {
 			return nil
 		}
 		err := s.install(ctx, reason)
+		s.d.counts.renewed(reason, err)
 		if err == nil {
 			sleep(ctx, redialTimeout)
 			return warden.Errorf(warden.CodeUnavailable, "renewing the leaf", "a new leaf is installed; the session is over")

@@ -41,6 +41,11 @@ func TestRenewAt(t *testing.T) {
 		}, 0, 0, "role is now worker"},
 		{"moved", func(n *api.Node, _ *api.Cluster, _ *dispatcher.Peer) { n.Zone = "pci" }, 0, 0, `zone is now "pci"`},
 		{"rotated", func(_ *api.Node, c *api.Cluster, _ *dispatcher.Peer) { c.IssuingGeneration++ }, 0, 0, "issuing CA"},
+		{"keys of managers rotated", func(n *api.Node, c *api.Cluster, _ *dispatcher.Peer) {
+			n.Role, n.DesiredRole, n.LeafRole = api.Role_ROLE_MANAGER, api.Role_ROLE_MANAGER, api.Role_ROLE_MANAGER
+			c.DekGeneration = n.LeafDekGeneration + 1
+		}, 0, 0, "keys of managers"},
+		{"keys of managers rotated: a worker", func(_ *api.Node, c *api.Cluster, _ *dispatcher.Peer) { c.DekGeneration++ }, 51 * day, 60 * day, "two thirds"},
 		{"unfinished", func(n *api.Node, _ *api.Cluster, _ *dispatcher.Peer) { n.NextKeyHash = make([]byte, 32) }, 0, 0, "not finished"},
 		{"just installed", func(n *api.Node, _ *api.Cluster, p *dispatcher.Peer) { n.NextKeyHash = p.KeyHash[:] }, 51 * day, 60 * day, "two thirds"},
 		{"life changed", func(_ *api.Node, c *api.Cluster, _ *dispatcher.Peer) {

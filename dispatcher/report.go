@@ -2,8 +2,6 @@ package dispatcher
 
 import (
 	"context"
-	"maps"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,8 +27,9 @@ type reportKey struct{ nodeID, taskID string }
 type reports struct {
 	wake chan struct{} // capacity 1
 
-	mu      sync.Mutex // guards pending; held for map access only
+	mu      sync.Mutex // guards the fields below; held for their access only
 	pending map[reportKey]*api.TaskReport
+	order   []reportKey // of pending, by first arrival
 }
 
 func newReports() *reports {
@@ -39,29 +38,45 @@ func newReports() *reports {
 
 // add keeps the report unless a later state of the task waits already.
 func (r *reports) add(nodeID string, report *api.TaskReport) {
+	r.addAll(nodeID, []*api.TaskReport{report})
+}
+
+// addAll is add for several reports of a node, and returns how many they are.
+func (r *reports) addAll(nodeID string, all []*api.TaskReport) int {
+	if len(all) == 0 {
+		return 0
+	}
 	r.mu.Lock()
-	key := reportKey{nodeID, report.GetTaskId()}
-	if old := r.pending[key]; old == nil || old.GetStatus().GetState() <= report.GetStatus().GetState() {
-		r.pending[key] = report
+	for _, report := range all {
+		key := reportKey{nodeID, report.GetTaskId()}
+		old, waits := r.pending[key]
+		if !waits {
+			r.order = append(r.order, key)
+		}
+		if old.GetStatus().GetState() <= report.GetStatus().GetState() {
+			r.pending[key] = report
+		}
 	}
 	r.mu.Unlock()
 	select {
 	case r.wake <- struct{}{}:
 	default:
 	}
+	return len(all)
 }
 
-// take removes and returns up to reportBatchMax reports, in the order of their IDs.
+// take removes and returns up to reportBatchMax reports, the oldest first.
 func (r *reports) take() []*api.NodeTaskReport {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	keys := slices.SortedFunc(maps.Keys(r.pending), func(a, b reportKey) int {
-		return strings.Compare(a.taskID+a.nodeID, b.taskID+b.nodeID)
-	})
-	batch := make([]*api.NodeTaskReport, 0, min(len(keys), reportBatchMax))
-	for _, key := range keys[:min(len(keys), reportBatchMax)] {
+	n := min(len(r.order), reportBatchMax)
+	batch := make([]*api.NodeTaskReport, 0, n)
+	for _, key := range r.order[:n] {
 		batch = append(batch, &api.NodeTaskReport{NodeId: key.nodeID, Report: r.pending[key]})
 		delete(r.pending, key)
+	}
+	if r.order = r.order[n:]; len(r.order) == 0 {
+		r.order = nil
 	}
 	return batch
 }

@@ -5,9 +5,11 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
@@ -23,21 +25,35 @@ const (
 	redialTimeout  = 10 * time.Second // how long an installed node may take to close the session
 )
 
-// session is one node's. Its loops are started by Serve and end with its context.
+// session is one node's. Serve is its one lasting goroutine, which takes what the node says; its heartbeat is a timer, and
+// what has to be sent, or renewed, has a goroutine for as long as that takes.
 type session struct {
 	d      *Dispatcher
 	id     string
 	peer   Peer
+	link   *link
 	client api.SessionClient
 	end    context.CancelCauseFunc // ends the session with this error; the first counts
+	ctx    context.Context         // until it ends; its calls go over link
+	pusher *pusher                 // nil where RenewOnly; used by one goroutine at a time
 
-	assignKick, renewKick chan struct{} // capacity 1: something in the store has changed
+	logs      atomic.Int64  // that are being read
+	renewKick chan struct{} // capacity 1: something in the store has changed, for a renewal that is under way
+	warned    warnings      // used by the goroutine that takes answers
 
 	mu          sync.Mutex // guards the fields below; held for access only
 	seen        time.Time  // last answer; zero before the first
 	skew        time.Duration
 	description *api.NodeDescription       // as last given and within bounds
+	stored      bool                       // the node's record says so, and at which address it was seen
 	told        map[string]*api.TaskReport // the newest state taken of each task of the node
+	asked       time.Time                  // when the heartbeat went out that is not answered yet; zero: none
+	over        bool                       // no more goroutines are started
+	loops       sync.WaitGroup             // what runs beside Serve
+	pushing     bool                       // a goroutine brings the assignment up to date
+	again       bool                       // … and looks at the store once more before it ends
+	renewing    bool                       // a goroutine renews the leaf, until the session's end
+	due         *time.Timer                // looks whether the leaf is to be renewed; nil before the first look
 }
 
 // Serve runs one session over conn, which it closes, until conn or ctx ends, a newer session of the node replaces it, or the
@@ -46,66 +62,97 @@ type session struct {
 // fell silent; CodeLimited, CodeInvalid, CodeTooLarge where it misbehaved; CodeConflict where it was replaced.
 func (d *Dispatcher) Serve(ctx context.Context, conn net.Conn, p Peer) error {
 	op := "serving node " + p.NodeID
-	w := watch(conn)
+	outer := ctx
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	w := watch(conn, func() { end(warden.Errorf(warden.CodeUnavailable, op, "the node closed the session")) })
 	defer w.Close()
-	cc, err := clientOver(w)
+	links, release, err := d.useLinks()
 	if err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
-	defer cc.Close()
-	client := api.NewSessionClient(cc)
+	defer release()
+	client := api.NewSessionClient(links.cc)
+	patience := warden.HeartbeatMissed
+	if p.Tombstone != nil {
+		patience = evictTimeout
+	}
+	opening, cancel := context.WithTimeoutCause(ctx, patience, warden.Errorf(warden.CodeTimeout, op, "the node does not speak HTTP/2"))
+	link, err := links.open(opening, w)
+	cancel()
+	if err != nil {
+		return warden.Wrap(op, err)
+	}
+	defer link.close()
+	ctx = link.with(ctx)
 	if p.Tombstone != nil {
 		err := d.evict(ctx, client, p)
 		return warden.Recode(warden.CodeEvicted, op, cmpErr(err, errors.New("the node was removed")))
 	}
 
-	ctx, end := context.WithCancelCause(ctx)
-	s := &session{d: d, id: warden.NewID(), peer: p, client: client, end: end,
-		assignKick: make(chan struct{}, 1), renewKick: make(chan struct{}, 1), told: map[string]*api.TaskReport{}}
-	d.register(s)
+	s := &session{d: d, id: warden.NewID(), peer: p, link: link, client: client, ctx: ctx, end: end, renewKick: make(chan struct{}, 1),
+		told: map[string]*api.TaskReport{}}
+	if !p.RenewOnly {
+		s.pusher = newPusher(s)
+	}
 	defer d.unregister(s)
 	d.cfg.Logger.Info("opened session", "node_id", p.NodeID, "session_id", s.id, "ip", p.IP, "renew_only", p.RenewOnly)
 
-	var loops sync.WaitGroup
-	loop := func(f func(context.Context) error) {
-		loops.Go(func() {
-			if err := f(ctx); err != nil {
-				end(err)
-			}
-		})
+	if err := s.run(ctx); err != nil {
+		end(err)
 	}
-	described := make(chan struct{})
-	loop(func(ctx context.Context) error { return s.heartbeat(ctx, described) })
-	loop(func(ctx context.Context) error { return after(ctx, described, s.renew) })
-	if !p.RenewOnly {
-		loop(func(ctx context.Context) error { return after(ctx, described, s.assign) })
-		loop(func(ctx context.Context) error { return after(ctx, described, s.watch) })
-	}
-	select {
-	case <-ctx.Done():
-	case <-w.closed:
-		end(warden.Errorf(warden.CodeUnavailable, op, "the node closed the session"))
-	}
+	<-ctx.Done()
+	s.stop() // first: an Evict is the last that the node gets
 	cause := context.Cause(ctx)
-	if warden.CodeOf(cause) == warden.CodeEvicted {
+	if warden.CodeOf(context.Cause(outer)) == warden.CodeEvicted { // not cause: a node's error has whatever code the node likes
 		if err := d.evict(context.WithoutCancel(ctx), client, p); err != nil {
 			d.cfg.Logger.Warn("did not reach evicted node", "node_id", p.NodeID, "error", err)
 		}
 	}
-	cc.Close()
-	loops.Wait()
+	w.Close()
 	d.cfg.Logger.Info("closed session", "node_id", p.NodeID, "session_id", s.id, "error", cause)
 	return warden.Wrap(op, cause)
 }
 
-// after runs f once ready is closed.
-func after(ctx context.Context, ready <-chan struct{}, f func(context.Context) error) error {
-	select {
-	case <-ready:
-		return f(ctx)
-	case <-ctx.Done():
-		return nil
+// run asks the node what it is and then takes what it says, until the session ends.
+func (s *session) run(ctx context.Context) error {
+	if err := s.describe(ctx); err != nil {
+		return err
 	}
+	s.d.register(s) // only now: the session that it replaces served the node until here
+	if s.peer.Up != nil {
+		s.peer.Up()
+	}
+	s.checkRecord()
+	s.checkRenewal()
+	if s.peer.RenewOnly {
+		return s.describeOn(ctx)
+	}
+	s.push()
+	return s.watch(ctx)
+}
+
+// spawn runs f beside Serve, unless the session is over; an error of f ends it. Called with mu held.
+func (s *session) spawn(f func(context.Context) error) {
+	if s.over {
+		return
+	}
+	s.loops.Go(func() { // ends with the session's context at the latest
+		if err := f(s.ctx); err != nil {
+			s.end(err)
+		}
+	})
+}
+
+// stop waits for all that runs beside Serve. The session's context has ended.
+func (s *session) stop() {
+	s.mu.Lock()
+	s.over = true
+	if s.due != nil {
+		s.due.Stop()
+	}
+	s.mu.Unlock()
+	s.loops.Wait()
 }
 
 // evict sends the node its one Evict. The node may take longer than evictTimeout to do as told: its answer is not needed.
@@ -121,8 +168,7 @@ func (d *Dispatcher) evict(ctx context.Context, client api.SessionClient, p Peer
 	if tombstone != nil {
 		req.Index, req.TimeNs = tombstone.GetMeta().GetIndex(), tombstone.GetRemovedNs()
 	}
-	// WaitForReady: where the connection is new, the call waits for the HTTP/2 handshake instead of failing.
-	_, err := client.Evict(ctx, req, grpc.WaitForReady(true))
+	_, err := client.Evict(ctx, req)
 	if err == nil || ctx.Err() != nil {
 		d.cfg.Logger.Info("sent evict", "node_id", p.NodeID, "index", req.GetIndex(), "answered", err == nil)
 		return nil
@@ -130,74 +176,140 @@ func (d *Dispatcher) evict(ctx context.Context, client api.SessionClient, p Peer
 	return api.FromError(err)
 }
 
-// kick tells the loops that something in the store has changed. Never blocks.
-func (s *session) kick() {
-	for _, c := range []chan struct{}{s.assignKick, s.renewKick} {
+// kick says that something in the store has changed which concerns the node's tasks, or, where record is set, its record or
+// the cluster's. Never blocks.
+func (s *session) kick(record bool) {
+	s.push()
+	if record {
+		s.checkRecord()
+		s.checkRenewal()
 		select {
-		case c <- struct{}{}:
+		case s.renewKick <- struct{}{}:
 		default:
 		}
 	}
 }
 
-// heartbeat asks the node what it is, now and every HeartbeatPeriod; it closes described after the first answer.
-func (s *session) heartbeat(ctx context.Context, described chan struct{}) error {
-	tick := time.NewTicker(warden.HeartbeatPeriod)
-	defer tick.Stop()
-	warned := warnings{}
-	repeated := time.Now()
-	for first := true; ; first = false {
-		if err := s.describe(ctx, &warned); err != nil {
-			return err
+// push brings the node's assignment up to date with the store, in a goroutine of its own while there is something to do. Before
+// the node has said what it is there is nothing to do.
+func (s *session) push() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pusher == nil || s.seen.IsZero() {
+		return
+	}
+	if s.pushing {
+		s.again = true
+		return
+	}
+	s.pushing = true
+	s.spawn(func(ctx context.Context) error {
+		for {
+			if err := s.pusher.run(ctx); err != nil {
+				return err
+			}
+			s.mu.Lock()
+			if !s.again {
+				s.pushing = false
+				s.mu.Unlock()
+				return nil
+			}
+			s.again = false
+			s.mu.Unlock()
 		}
-		if first {
-			close(described)
-		}
-		if time.Since(repeated) >= warden.HeartbeatMissed {
-			s.repeat()
-			repeated = time.Now()
-		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
-			return nil
-		}
+	})
+}
+
+// checkRenewal starts the renewal of the leaf where it is due, and sees to it that it is looked at again when it will be.
+func (s *session) checkRenewal() {
+	v := s.d.cfg.Store.View()
+	node, cluster := v.Node(s.peer.NodeID), v.Cluster()
+	if node == nil || cluster == nil { // whoever judges connections closes this one
+		return
+	}
+	now := time.Now()
+	at, _ := RenewAt(node, cluster, s.peer, now)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over || s.renewing || s.seen.IsZero():
+	case !at.After(now):
+		s.renewing = true
+		s.spawn(s.renew)
+	case s.due == nil:
+		s.due = time.AfterFunc(at.Sub(now), s.checkRenewal)
+	default:
+		s.due.Reset(at.Sub(now))
 	}
 }
 
 // warnings are what a session warns of once.
 type warnings struct{ skew, description bool }
 
-func (s *session) describe(ctx context.Context, warned *warnings) error {
+// describe asks the node what it is.
+func (s *session) describe(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, warden.HeartbeatMissed)
 	defer cancel()
 	before := time.Now()
-	reply, err := s.client.Describe(ctx, &api.DescribeRequest{TimeNs: before.UnixNano()}, recvMax(describeMessageMax), grpc.WaitForReady(true))
+	reply, err := s.client.Describe(ctx, &api.DescribeRequest{TimeNs: before.UnixNano()}, recvMax(describeMessageMax))
 	if err != nil {
 		return warden.Wrap("asking the node what it is", api.FromError(err))
 	}
-	now := time.Now()
-	skew := time.Unix(0, reply.GetTimeNs()).Sub(before.Add(now.Sub(before) / 2))
 	description := reply.GetDescription()
-	logger := s.d.cfg.Logger.With("node_id", s.peer.NodeID)
-	if err := checkDescription(description); err != nil {
-		if !warned.description {
-			logger.Warn("ignored description of node", "error", err)
-			warned.description = true
-		}
-		description = nil
+	if description == nil {
+		description = &api.NodeDescription{}
 	}
-	if skew.Abs() > warden.SkewWarn && !warned.skew {
-		logger.Warn("found clock of node out", "skew", skew)
-		warned.skew = true
+	s.answered(before, reply.GetTimeNs(), description)
+	return nil
+}
+
+// describeOn is the heartbeat of a node that is only to renew its leaf.
+func (s *session) describeOn(ctx context.Context) error {
+	tick := time.NewTicker(warden.HeartbeatPeriod)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		if err := s.describe(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+// answered notes an answer to the heartbeat that went out at asked; nil says that the description is as before.
+func (s *session) answered(asked time.Time, nodeNs int64, description *api.NodeDescription) {
+	now := time.Now()
+	skew := time.Unix(0, nodeNs).Sub(asked.Add(now.Sub(asked) / 2))
+	if description != nil {
+		if err := checkDescription(description); err != nil {
+			if !s.warned.description {
+				s.d.cfg.Logger.Warn("ignored description of node", "node_id", s.peer.NodeID, "error", err)
+				s.warned.description = true
+			}
+			description = nil
+		}
+	}
+	if skew.Abs() > warden.SkewWarn && !s.warned.skew {
+		s.d.cfg.Logger.Warn("found clock of node out", "node_id", s.peer.NodeID, "skew", skew)
+		s.warned.skew = true
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.seen, s.skew = now, skew
+	s.seen, s.skew, s.asked = now, skew, time.Time{}
 	if description != nil {
-		s.description = description
+		s.description, s.stored = description, false
 	}
-	return nil
+}
+
+// checkRecord notes whether the node's record shows its description by now: then the leader is not told of it any more.
+func (s *session) checkRecord() {
+	node := s.d.cfg.Store.View().Node(s.peer.NodeID)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stored = node != nil && s.description != nil && node.GetIp() == s.peer.IP && proto.Equal(node.GetDescription(), s.description)
 }
 
 // claim returns the session as the leader is told of it; nil before the node's first answer, and where it can't take tasks.
@@ -207,50 +319,131 @@ func (s *session) claim() *api.SessionClaim {
 	if s.seen.IsZero() || s.peer.RenewOnly {
 		return nil
 	}
-	return &api.SessionClaim{NodeId: s.peer.NodeID, SessionId: s.id, Description: s.description, Ip: s.peer.IP,
-		SeenNs: s.seen.UnixNano(), SkewNs: int64(s.skew)}
+	c := &api.SessionClaim{NodeId: s.peer.NodeID, SessionId: s.id, Ip: s.peer.IP, SeenNs: s.seen.UnixNano(), SkewNs: int64(s.skew)}
+	if !s.stored {
+		c.Description = s.description
+	}
+	return c
 }
 
-// watch takes the states of the node's tasks. A node that keeps on repeating itself is cut off.
+// watch takes the states of the node's tasks and its answers to the heartbeat. A node that keeps on repeating itself is cut
+// off.
 func (s *session) watch(ctx context.Context) error {
-	stream, err := s.client.Watch(ctx, &api.WatchRequest{}, recvMax(reportMessageMax))
+	const op = "watching tasks"
+	stream, err := s.client.Watch(ctx, recvMax(reportMessageMax))
 	if err != nil {
-		return warden.Wrap("watching tasks", api.FromError(err))
+		return warden.Wrap(op, api.FromError(err))
 	}
+	if err := stream.Send(&api.WatchRequest{}); err != nil { // opens it; Recv says why it failed
+		_, err = stream.Recv()
+		return warden.Wrap(op, api.FromError(err))
+	}
+	defer s.beat(stream)()
 	repeats, since := 0, time.Now()
 	for {
-		report, err := stream.Recv()
+		reply, err := stream.Recv()
 		if done, err := ended(err); done {
-			return warden.Wrap("watching tasks", cmpErr(err, warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream")))
+			return warden.Wrap(op, cmpErr(err, warden.Errorf(warden.CodeUnavailable, "", "the node ended the stream")))
 		}
-		if report = s.news(report); report != nil {
-			s.d.reports.add(s.peer.NodeID, report)
+		wasted := len(reply.GetReports()) - s.d.reports.addAll(s.peer.NodeID, s.news(reply.GetReports()))
+		switch asked := s.waits(); {
+		case reply.GetTimeNs() != 0 && !asked.IsZero():
+			s.answered(asked, reply.GetTimeNs(), reply.GetDescription())
+		case len(reply.GetReports()) == 0:
+			wasted = 1
+		}
+		if wasted == 0 {
 			continue
 		}
 		if now := time.Now(); now.Sub(since) > warden.HeartbeatMissed {
 			repeats, since = 0, now
 		}
-		if repeats++; repeats > repeatsMax {
-			return warden.Errorf(warden.CodeLimited, "watching tasks", "more than %d reports without news in %s", repeatsMax, warden.HeartbeatMissed)
+		if repeats += wasted; repeats > repeatsMax {
+			return warden.Errorf(warden.CodeLimited, op, "more than %d reports without news in %s", repeatsMax, warden.HeartbeatMissed)
 		}
 	}
 }
 
-// news returns the report within its bounds if it moves a task of this node forward, else nil. What it says of tasks that are
-// another node's, or none, is not for this node to say.
-func (s *session) news(report *api.TaskReport) *api.TaskReport {
-	state := report.GetStatus().GetState()
-	if s.d.cfg.Store.View().Task(report.GetTaskId()).GetNodeId() != s.peer.NodeID || !reportable(state) {
-		return nil
-	}
+// beatGrid is what heartbeats fall on, so that those of many sessions wake the manager together: 1,000 spread evenly cost twice
+// as much.
+const beatGrid = 250 * time.Millisecond
+
+// nextBeat returns how long to wait for the next heartbeat, HeartbeatPeriod or a bit less.
+func nextBeat(now time.Time) time.Duration {
+	return now.Add(warden.HeartbeatPeriod).Truncate(beatGrid).Sub(now)
+}
+
+// waits returns when the heartbeat went out that is not answered yet; zero where there is none.
+func (s *session) waits() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if state <= s.told[report.GetTaskId()].GetStatus().GetState() {
+	return s.asked
+}
+
+// beat sends the heartbeat every HeartbeatPeriod, one at a time, and ends the session where one stays without an answer for
+// HeartbeatMissed. It returns what ends it. One heartbeat that is not answered fits into the stream's buffer: Send never waits.
+func (s *session) beat(stream grpc.BidiStreamingClient[api.WatchRequest, api.WatchReply]) (stop func()) {
+	var timer *time.Timer
+	var mu sync.Mutex // held over one heartbeat, so that stop waits for it
+	stopped := false
+	repeated := time.Now()
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(nextBeat(time.Now()), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if stopped {
+			return
+		}
+		now := time.Now()
+		s.mu.Lock()
+		waits := s.asked
+		if waits.IsZero() {
+			s.asked = now
+		}
+		s.mu.Unlock()
+		switch {
+		case waits.IsZero():
+			if err := stream.Send(&api.WatchRequest{TimeNs: now.UnixNano()}); err != nil {
+				return // Recv says why
+			}
+		case now.Sub(waits) >= warden.HeartbeatMissed:
+			s.end(warden.Errorf(warden.CodeTimeout, "watching tasks", "the node did not answer for %s", warden.HeartbeatMissed))
+			return
+		}
+		if now.Sub(repeated) >= warden.HeartbeatMissed {
+			s.repeat()
+			repeated = now
+		}
+		timer.Reset(nextBeat(now))
+	})
+	return func() {
+		mu.Lock()
+		defer mu.Unlock()
+		stopped = true
+		timer.Stop()
+	}
+}
+
+// news returns, within their bounds, those of the reports that move a task of this node forward. What they say of tasks that
+// are another node's, or none, is not for this node to say.
+func (s *session) news(reports []*api.TaskReport) (news []*api.TaskReport) {
+	if len(reports) == 0 {
 		return nil
 	}
-	report = clipReport(report)
-	s.told[report.GetTaskId()] = report
-	return report
+	v := s.d.cfg.Store.View()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, r := range reports {
+		state := r.GetStatus().GetState()
+		if !reportable(state) || state <= s.told[r.GetTaskId()].GetStatus().GetState() || v.Task(r.GetTaskId()).GetNodeId() != s.peer.NodeID {
+			continue
+		}
+		r = clipReport(r)
+		s.told[r.GetTaskId()] = r
+		news = append(news, r)
+	}
+	return news
 }
 
 // repeat reports again what the store does not show: the leader that took a report may have failed before it committed it.

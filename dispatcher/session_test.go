@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,7 +28,7 @@ type node struct {
 	api.UnimplementedSessionServer
 	describe func(context.Context) (*api.DescribeReply, error)
 	assign   func(grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error
-	watch    func(grpc.ServerStreamingServer[api.TaskReport]) error
+	watch    func(*reporter) error
 	renew    func(*api.RenewRequest) ([]byte, error)
 	evict    func(context.Context, *api.EvictRequest) error
 }
@@ -54,12 +55,49 @@ func (n *node) Assign(s grpc.BidiStreamingServer[api.AssignmentSet, api.Assignme
 	}
 }
 
-func (n *node) Watch(_ *api.WatchRequest, s grpc.ServerStreamingServer[api.TaskReport]) error {
+// reporter is the node's half of Watch for a test that reports states of tasks; heartbeats are answered beside it.
+type reporter struct {
+	grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]
+	mu sync.Mutex // held over each message
+}
+
+func (r *reporter) send(reply *api.WatchReply) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.BidiStreamingServer.Send(reply)
+}
+
+func (r *reporter) Send(report *api.TaskReport) error {
+	return r.send(&api.WatchReply{Reports: []*api.TaskReport{report}})
+}
+
+func (n *node) Watch(s grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]) error {
+	r := &reporter{BidiStreamingServer: s}
+	over := make(chan error, 2)
 	if n.watch != nil {
-		return n.watch(s)
+		go func() { over <- n.watch(r) }()
 	}
-	<-s.Context().Done()
-	return nil
+	go func() {
+		for {
+			req, err := s.Recv()
+			if err != nil {
+				over <- err
+				return
+			}
+			if req.TimeNs == 0 {
+				continue
+			}
+			reply, err := n.Describe(s.Context(), nil)
+			if err == nil {
+				err = r.send(&api.WatchReply{TimeNs: reply.TimeNs, Description: reply.Description})
+			}
+			if err != nil {
+				over <- err
+				return
+			}
+		}
+	}()
+	return <-over
 }
 
 func (n *node) Renew(_ context.Context, r *api.RenewRequest) (*api.RenewReply, error) {
@@ -231,9 +269,48 @@ func TestSilentNode(t *testing.T) {
 			}
 			took, err := m.serve(t.Context(), n)
 			want := time.Duration(answers)*warden.HeartbeatPeriod + warden.HeartbeatMissed
-			if warden.CodeOf(err) != warden.CodeTimeout || took != want {
-				t.Errorf("after %d answers: Serve = %v after %v, want %s after %v", answers, err, took, warden.CodeTimeout, want)
+			if early := want - took; warden.CodeOf(err) != warden.CodeTimeout || early < 0 || early >= 250*time.Millisecond { // heartbeats fall on a grid
+				t.Errorf("after %d answers: Serve = %v after %v, want %s after %v, or a bit less", answers, err, took, warden.CodeTimeout, want)
 			}
 		})
 	}
+}
+
+// TestNewerSession: the session of a node that dials again goes on until the next one is up, and ends then.
+func TestNewerSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := newManager(t)
+		start := time.Now()
+		var err error
+		var ended time.Duration
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			_, err = m.serve(t.Context(), &node{})
+			ended = time.Since(start)
+		})
+		synctest.Wait()
+		first := m.Claims()
+		var up atomic.Bool
+		m.peer.Up = func() { up.Store(true) }
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second)
+		defer cancel()
+		wg.Go(func() {
+			m.serve(ctx, &node{describe: func(context.Context) (*api.DescribeReply, error) {
+				time.Sleep(5 * time.Second)
+				return &api.DescribeReply{TimeNs: time.Now().UnixNano()}, nil
+			}})
+		})
+		time.Sleep(4 * time.Second)
+		if claims := m.Claims(); len(first) != 1 || len(claims) != 1 || claims[0].SessionId != first[0].SessionId || up.Load() {
+			t.Errorf("claims %v before the next session is up, %v at first; up: %t", claims, first, up.Load())
+		}
+		time.Sleep(2 * time.Second)
+		if claims := m.Claims(); len(claims) != 1 || claims[0].SessionId == first[0].SessionId || !up.Load() {
+			t.Errorf("claims %v after; up: %t", claims, up.Load())
+		}
+		wg.Wait()
+		if warden.CodeOf(err) != warden.CodeConflict || ended != 5*time.Second {
+			t.Errorf("the first session: %v after %v, want %s after 5 s", err, ended, warden.CodeConflict)
+		}
+	})
 }

@@ -44,7 +44,11 @@ func Dial(ctx context.Context, addr, door string, cert *tls.Certificate, want Ex
 		VerifyConnection:       func(cs tls.ConnectionState) error { return want.verify(cs) },
 	}
 	if cert != nil {
-		cfg.Certificates = []tls.Certificate{*cert}
+		own := *cert
+		if n := len(own.Certificate); n > 2 { // leaf, issuing CA, root: the manager has the root, and would keep a copy for each connection
+			own.Certificate = own.Certificate[:n-1]
+		}
+		cfg.Certificates = []tls.Certificate{own}
 	}
 	conn := tls.Client(raw, cfg)
 	if err := conn.HandshakeContext(ctx); err != nil {

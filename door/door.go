@@ -1,8 +1,8 @@
 // Package door is a manager's one TCP port: TLS 1.3 only, and the ALPN protocol that a client offers picks the door, with a
 // client-certificate policy and authorisation of its own, all before an application byte is read.
 //
-// A connection that presents a certificate enters the table of live connections before its record is judged, so that a
-// commit in between can't slip past the cut. It stays there until it closes, is judged again on every change of its record
+// A connection that has proven the key of its certificate enters the table of live connections before its record is judged,
+// so that a commit in between can't slip past the cut. It stays there until it closes, is judged again on every change of its record
 // (Rejudge), and is closed at its leaf's NotAfter. Session resumption is off: a resumed session would skip the checks.
 //
 // The package decides nothing about records itself: Config.Judge does. It trusts package ca for chains and nothing of what
@@ -56,7 +56,7 @@ type Config struct {
 	// Distrusted returns the SHA-256 sums of issuing certificates that must not be accepted any more.
 	Distrusted func() [][32]byte
 	// Judge decides by the current state whether the subject may pass the door. live: the connection exists already and the
-	// record has changed. It is called for each new connection, too, after its entry in the table.
+	// record has changed. It is called for each new connection, too: in the handshake, and again after its entry in the table.
 	Judge func(door string, id ca.Identity, live bool) error
 	// Pinned reports whether the record of the subject holds the key of its leaf. Only then a leaf may be past its end, or come
 	// from an issuing CA that is distrusted by now: the record vouches for the key, not the certificate.
@@ -184,6 +184,14 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 		}
 		return
 	}
+	if policies[c.Door].certificate {
+		if err := s.enter(c); err != nil {
+			if s.cfg.Refused != nil {
+				s.cfg.Refused(c.Door, c.ID, c.Remote, err)
+			}
+			return
+		}
+	}
 	s.shaking.end(c)
 	c.raw.SetDeadline(time.Time{})
 	// Handlers need not look at a context, and a join's connection is in no table: the end of Serve cuts each one.
@@ -237,7 +245,9 @@ func (s *Server) configFor(c *Conn, hello *tls.ClientHelloInfo) (*tls.Config, er
 	return cfg, nil
 }
 
-// verify runs in the handshake: chain, then table, then record.
+// verify runs in the handshake, before the client has proven that it has the leaf's key: chain and record are judged, so
+// that most refusals reach the client as an alert, but nothing is done that a stranger who shows another's chain could spoil.
+// So a wrong key, which raises an alarm, waits for its proof.
 func (s *Server) verify(c *Conn, p policy, cs tls.ConnectionState) error {
 	if len(cs.PeerCertificates) > warden.ChainMax {
 		return warden.Errorf(warden.CodeTooLarge, "verifying client", "%d certificates in the chain", len(cs.PeerCertificates))
@@ -248,13 +258,29 @@ func (s *Server) verify(c *Conn, p policy, cs tls.ConnectionState) error {
 		return err
 	}
 	c.ID, c.chain, c.Expired = id, cs.PeerCertificates, now.After(id.NotAfter)
+	if err := s.judge(c); warden.CodeOf(err) != warden.CodeWrongKey {
+		return err
+	}
+	return nil
+}
+
+// enter runs when the handshake has proven the key, before a byte is read or written: table, then record, so that a commit
+// between the two finds the connection.
+func (s *Server) enter(c *Conn) error {
 	if err := s.add(c); err != nil {
 		return err
 	}
+	if err := s.judge(c); err != nil {
+		return err
+	}
+	return context.Cause(c.ctx) // cut meanwhile
+}
+
+func (s *Server) judge(c *Conn) error {
 	if err := s.trusted(c); err != nil {
 		return err
 	}
-	return s.cfg.Judge(c.Door, id, false)
+	return s.cfg.Judge(c.Door, c.ID, false)
 }
 
 // trusted refuses a leaf that is past its end, or of an issuing CA that is distrusted by now, unless the record holds its key.
@@ -351,6 +377,9 @@ func (s *Server) Live() int {
 }
 
 func addrOf(a net.Addr) netip.Addr {
+	if t, ok := a.(*net.TCPAddr); ok {
+		return t.AddrPort().Addr().Unmap()
+	}
 	ap, err := netip.ParseAddrPort(a.String())
 	if err != nil {
 		return netip.Addr{}

@@ -6,20 +6,31 @@ import (
 	"sync"
 )
 
-// Bounds of handshakes under way.
-const (
-	handshakesMax        = 512 // in total
-	handshakesPerAddress = 128 // of one IPv4 address or IPv6 /64
-)
+// handshakesMax bounds handshakes under way, of all addresses together: a fleet of a thousand nodes behind one address may
+// come at once. One that says nothing costs a goroutine, a descriptor and some 20 KiB, for as long as it is let.
+const handshakesMax = 1024
 
-// handshakes holds the connections whose handshake is under way, oldest first. Where there is no room, the oldest makes it:
-// the oldest from the newcomer's own address where that has its share, else the oldest of all. An honest handshake takes
-// milliseconds; one that is held open to keep others out is the one that goes. Safe for concurrent use.
+// handshakes holds the connections whose handshake is under way, oldest first. Where there is no room, one goes for each
+// that comes: the oldest of the newcomer's own address (IPv6: /64) where that has its fair share, else the oldest of an
+// address that has more than that, else the oldest of all. An honest handshake takes milliseconds; one that is held open to
+// keep others out is the one that goes, and who holds many open loses his own. Safe for concurrent use.
 type handshakes struct {
-	mu    sync.Mutex // guards all below; closing a connection under it does not block
-	order list.List  // of *Conn; front: oldest
-	at    map[*Conn]*list.Element
-	count map[netip.Prefix]int
+	mu     sync.Mutex // guards all below; closing a connection under it does not block
+	order  list.List  // of *shaking; front: oldest
+	at     map[*Conn]*list.Element
+	shares map[netip.Prefix]*share
+}
+
+// shaking is a connection in the list.
+type shaking struct {
+	c  *Conn
+	of *share
+}
+
+// share is how many handshakes an address has under way.
+type share struct {
+	key netip.Prefix
+	n   int
 }
 
 // begin enters c, and closes another where there is no room.
@@ -27,23 +38,35 @@ func (h *handshakes) begin(c *Conn) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.at == nil {
-		h.at, h.count = map[*Conn]*list.Element{}, map[netip.Prefix]int{}
+		h.at, h.shares = map[*Conn]*list.Element{}, map[netip.Prefix]*share{}
 	}
 	key := network(c.Remote)
-	own := h.count[key] >= handshakesPerAddress
-	if own || h.order.Len() >= handshakesMax {
-		for e := h.order.Front(); e != nil; e = e.Next() {
-			old := e.Value.(*Conn)
-			if own && network(old.Remote) != key {
-				continue
-			}
-			h.remove(old)
-			old.Close()
-			break
+	own := h.shares[key]
+	if own == nil {
+		own = &share{key: key}
+		h.shares[key] = own
+	}
+	if h.order.Len() >= handshakesMax {
+		old := h.victim(own)
+		h.remove(old)
+		old.Close()
+		h.shares[key] = own // remove may have dropped the last of this address
+	}
+	h.at[c] = h.order.PushBack(&shaking{c, own})
+	own.n++
+}
+
+// victim returns whose turn it is to go for a newcomer from own. The list is full. h.mu is held.
+func (h *handshakes) victim(own *share) *Conn {
+	fair := max(1, handshakesMax/len(h.shares))
+	for e := h.order.Front(); e != nil; e = e.Next() {
+		switch s := e.Value.(*shaking); {
+		case own.n >= fair && s.of != own:
+		case own.n >= fair || s.of.n > fair:
+			return s.c
 		}
 	}
-	h.at[c] = h.order.PushBack(c)
-	h.count[key]++
+	return h.order.Front().Value.(*shaking).c
 }
 
 // end takes c out, if it is there.
@@ -61,9 +84,9 @@ func (h *handshakes) remove(c *Conn) {
 	}
 	h.order.Remove(e)
 	delete(h.at, c)
-	key := network(c.Remote)
-	if h.count[key]--; h.count[key] == 0 {
-		delete(h.count, key)
+	of := e.Value.(*shaking).of
+	if of.n--; of.n == 0 {
+		delete(h.shares, of.key)
 	}
 }
 

@@ -115,9 +115,15 @@ func (a *hostileAgent) Assign(stream grpc.BidiStreamingServer[api.AssignmentSet,
 	}
 }
 
-func (a *hostileAgent) Watch(_ *api.WatchRequest, stream grpc.ServerStreamingServer[api.TaskReport]) error {
-	<-stream.Context().Done()
-	return nil
+func (a *hostileAgent) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]) error {
+	for {
+		if _, err := stream.Recv(); err != nil {
+			return err
+		}
+		if err := stream.Send(&api.WatchReply{TimeNs: time.Now().UnixNano()}); err != nil {
+			return err
+		}
+	}
 }
 
 func (a *hostileAgent) Evict(context.Context, *api.EvictRequest) (*api.EvictReply, error) {

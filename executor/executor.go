@@ -1,8 +1,8 @@
 // Package executor says what an executor is: that which runs one task's program on this machine, away from other tasks,
 // with its secrets.
 //
-// It holds the interface and its values only; executor/process is one implementation, executor/conformance the suite that
-// each must pass. An executor deliberately knows nothing of services, nodes, restarts or zones: a task is started once,
+// It holds the interface and its values only; executor/docker and executor/process are the implementations,
+// executor/conformance the suite that each must pass. An executor deliberately knows nothing of services, nodes, restarts or zones: a task is started once,
 // ends once and is removed.
 //
 // Invariants that every implementation keeps: secrets are in place before the program's first instruction, are seen by
@@ -49,7 +49,7 @@ type Exit struct {
 
 // Executor runs tasks. Safe for concurrent use.
 type Executor interface {
-	// Name is the name that the operator chooses it by: "process".
+	// Name is the name that the operator chooses it by: "docker" or "process".
 	Name() string
 	// SecretMounts tells how secrets come to tasks: tmpfsmount.Detached or tmpfsmount.Bind.
 	SecretMounts() string
@@ -66,7 +66,7 @@ type Task interface {
 	ID() string
 	// Wait returns when the task has ended and nothing of it runs any more.
 	Wait(ctx context.Context) (Exit, error)
-	// Stop asks the program to end (SIGTERM), kills all of the task after grace, and returns when it has ended. Stopping a
+	// Stop asks the program to end (SIGTERM, or what its image names), kills all of the task after grace, and returns when it has ended. Stopping a
 	// task that has ended is no error. A second Stop with a shorter grace counts. If ctx ends first the order still stands.
 	Stop(ctx context.Context, grace time.Duration) error
 	// Logs calls f with each line, oldest first. It returns f's first error; or nil at the end of the log, which with Follow

@@ -37,6 +37,13 @@ var commands = sync.OnceValue(func() [][]byte {
 	task := storetest.Task(service, 1)
 	task.Id = commandID(6)
 	placed := storetest.Placed(task, worker.Id)
+	rotated := api.Clone(secret)
+	rotated.Meta, rotated.CurrentVersion = &api.Meta{Version: 1}, 2
+	updated := api.Clone(service)
+	updated.Meta, updated.Spec.Task.Secrets[0].Version = &api.Meta{Version: 1}, 0
+	updated.Spec.Update = &api.UpdatePolicy{Parallelism: 2, DelayNs: 1e9}
+	first := storetest.SecretVersion(secret, 1)
+	first.Meta = &api.Meta{Version: 1}
 	removed := api.Clone(worker)
 	removed.Meta = &api.Meta{Version: 2}
 	var out [][]byte
@@ -49,6 +56,10 @@ var commands = sync.OnceValue(func() [][]byte {
 		{store.Put(placed, 1)},
 		{storetest.Report(placed, api.TaskState_TASK_RUNNING),
 			{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{NodeId: worker.Id, Description: &api.NodeDescription{Os: "linux"}, Ip: "10.0.0.1"}}}},
+		{store.Put(rotated, 1), store.Put(storetest.SecretVersion(secret, 2), 0)},
+		{store.Put(updated, 1)},
+		{storetest.Report(placed, api.TaskState_TASK_COMPLETE)},
+		{store.Delete(first)},
 		{store.Put(&api.Tombstone{Id: worker.Id, Role: worker.Role}, 0), store.Delete(removed)},
 	} {
 		b, err := proto.MarshalOptions{Deterministic: true}.Marshal(&api.Command{Actor: &api.Actor{Kind: "system"}, RequestId: fmt.Sprint("r", i),

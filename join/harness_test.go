@@ -111,7 +111,7 @@ func (c *cluster) admit(_ context.Context, a join.Admission) (*api.JoinGrant, er
 		rule.Uses++
 		c.rules[a.TokenID] = rule
 	}
-	v, err := c.authority.Vet(ca.Request{CSR: a.CSR, NodeID: warden.NewID(), Role: rule.Role, Zone: rule.Zone, TTL: warden.LeafTTLDefault}, time.Now())
+	v, err := c.authority.Vet(ca.Request{Parsed: a.Parsed, NodeID: warden.NewID(), Role: rule.Role, Zone: rule.Zone, TTL: warden.LeafTTLDefault}, time.Now())
 	if err != nil {
 		return nil, err
 	}

@@ -172,12 +172,19 @@ func TestI10NothingSecretInLogsAndErrors(t *testing.T) {
 	}
 	_, err := join.Join(t.Context(), addr, bad, newRequest(t), nil)
 	wantCode(t, "bound token", err, warden.CodeBinding)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	out := c.log.String() + fmt.Sprintf("%v %+v %#v", err, err, err) + warden.HintOf(err)
-	if !strings.Contains(out, good.ID) || !strings.Contains(out, bad.ID) {
-		t.Errorf("the log does not name the tokens: %s", out)
+	logged := func() string {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.log.String()
 	}
+	tick := time.NewTicker(time.Millisecond) // a grant is logged after it was sent
+	defer tick.Stop()
+	for stop := time.Now().Add(10 * time.Second); !strings.Contains(logged(), good.ID) || !strings.Contains(logged(), bad.ID); <-tick.C {
+		if time.Now().After(stop) {
+			t.Fatalf("the log does not name the tokens: %s", logged())
+		}
+	}
+	out := logged() + fmt.Sprintf("%v %+v %#v", err, err, err) + warden.HintOf(err)
 	for _, tok := range []tokens.Token{good, bad} {
 		key := tok.Key()
 		tok.Text().Use(func(b []byte) error {

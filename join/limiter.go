@@ -18,17 +18,20 @@ const (
 	failureRate        = 2
 	failuresInTotal    = 1024
 	failureRateTotal   = 20
-	pendingPerAddress  = 128 // under way at once
+	pendingPerAddress  = 128 // under way at once, and not proven yet
 	pendingInTotal     = 1024
+	provenInTotal      = 2048 // under way at once, with a token that is proven
 	addressesMax       = 4096 // remembered; more than pendingInTotal
 )
 
 // Limiter bounds the failed and the unfinished attempts to join, per address and in total, in bounded memory: the address
-// that was seen longest ago, and has nothing under way, is forgotten first. IPv6 addresses count by their /64. The time is an
-// argument. Safe for concurrent use.
+// that was seen longest ago, and has nothing under way, is forgotten first. An attempt that has proven its token counts no
+// more for its address: it waits for this manager, not this manager for it, and a rack behind one address has many of them at
+// once. IPv6 addresses count by their /64. The time is an argument. Safe for concurrent use.
 type Limiter struct {
 	mu      sync.Mutex // guards all below; held across nothing
 	total   bucket
+	atWork  int                            // proven attempts under way
 	entries map[netip.Prefix]*list.Element // of *entry
 	order   *list.List                     // front: seen last
 }
@@ -80,11 +83,28 @@ func (l *Limiter) begin(ip netip.Addr, now time.Time) error {
 	return nil
 }
 
-func (l *Limiter) end(ip netip.Addr, now time.Time, failed bool) {
+// proven says that an attempt under way has proven its token. Errors: CodeLimited.
+func (l *Limiter) proven(ip netip.Addr) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if l.atWork >= provenInTotal {
+		return warden.Hint(warden.Errorf(warden.CodeLimited, "limiting attempts to join", "too many nodes join at this manager"), "try another manager, or again in a second")
+	}
 	l.entry(ip).pending--
 	l.total.pending--
+	l.atWork++
+	return nil
+}
+
+func (l *Limiter) end(ip netip.Addr, now time.Time, proven, failed bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if proven {
+		l.atWork--
+	} else {
+		l.entry(ip).pending--
+		l.total.pending--
+	}
 	if failed {
 		l.fail(ip, now)
 	}

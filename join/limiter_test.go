@@ -1,6 +1,7 @@
 package join_test
 
 import (
+	"context"
 	"crypto/tls"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"warden"
+	"warden/api"
 	"warden/join"
 	"warden/tokens"
 )
@@ -121,6 +123,50 @@ func TestServeCountsAttempts(t *testing.T) {
 		time.Sleep(time.Second)
 		wantCode(t, "a second later", c.server.Limiter.Allow(none, time.Now()), "")
 	})
+}
+
+// TestProvenAttemptsWaitTogether: a rack behind one address joins at once; what has proven its token counts for nobody's
+// address.
+func TestProvenAttemptsWaitTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t)
+		c.server.Limiter = join.NewLimiter()
+		open := make(chan struct{})
+		c.server.Admit = func(ctx context.Context, a join.Admission) (*api.JoinGrant, error) {
+			<-open
+			return c.admit(ctx, a)
+		}
+		cert := serverConfig(c.manager(t))
+		tok, none := c.mint(t, tokens.Rule{}), netip.Addr{}
+		joiners, results := make([]*raw, 200), make(chan error, 200)
+		for n := range joiners {
+			wantCode(t, "before the next one", c.server.Limiter.Allow(none, time.Now()), "")
+			joiners[n] = pipeRaw(t, cert, func(conn *tls.Conn) { results <- c.server.Serve(t.Context(), conn) })
+			joiners[n].Write(frameOf(t, joiners[n].valid(t, tok)))
+			synctest.Wait()
+		}
+		close(open)
+		for _, r := range joiners {
+			if reply := readReply(t, r); reply.GetError() != nil {
+				t.Fatalf("refused: %v", reply.Error)
+			}
+			wantCode(t, "granted", <-results, "")
+		}
+		if n := exhaust(c.server.Limiter, none, time.Now()); n != 128 {
+			t.Errorf("%d failures after it, want 128: none of it was one", n)
+		}
+	})
+}
+
+// pipeRaw shakes hands in memory with a server that serve serves.
+func pipeRaw(t *testing.T, cfg *tls.Config, serve func(*tls.Conn)) *raw {
+	a, b := net.Pipe()
+	go serve(tls.Server(b, cfg))
+	conn := tls.Client(a, &tls.Config{InsecureSkipVerify: true, MinVersion: tls.VersionTLS13, NextProtos: []string{warden.DoorJoin}})
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	return &raw{conn, exporterOf(t, conn)}
 }
 
 // TestUnfinishedInTotal: many addresses together cannot hold more than 1024 attempts open.

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"log/slog"
+	"net"
 	"net/netip"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 type Admission struct {
 	TokenID      string
 	CSR          []byte   // parses; only its public key is to be used (I1)
+	Parsed       *ca.CSR  // that key; ca.Authority.Vet takes it without a second check of its signature
 	KeyHash      [32]byte // SHA-256 of that key's SubjectPublicKeyInfo; with TokenID it makes a repeated join the same join
 	Hostname     string   // the joiner's word
 	IP           netip.Addr
@@ -49,6 +51,7 @@ type attempt struct {
 	a       Admission // as far as it is known
 	key     [32]byte  // of the token, once it is proven
 	export  []byte
+	proven  bool // the limiter knows that the token is
 	reached bool // Admit was asked: an error may be this side's fault, and the node may exist
 }
 
@@ -69,7 +72,7 @@ func (s *Server) Serve(ctx context.Context, conn *tls.Conn) error {
 		return s.refuse(t, err)
 	}
 	err := s.answer(ctx, t)
-	s.Limiter.end(t.a.IP, time.Now(), err != nil && (!t.reached || warden.CodeOf(err).Refusal()))
+	s.Limiter.end(t.a.IP, time.Now(), t.proven, err != nil && warden.CodeOf(err) != warden.CodeLimited && (!t.reached || warden.CodeOf(err).Refusal()))
 	return err
 }
 
@@ -86,13 +89,14 @@ func (s *Server) answer(ctx context.Context, t *attempt) error {
 	if len(body) > grantMax {
 		return s.refuse(t, warden.Errorf(warden.CodeInternal, "marshalling grant", "%d bytes, at most %d fit", len(body), grantMax))
 	}
-	logger := s.Logger.With("node_id", grant.GetNodeId(), "role", grant.GetRole().Word(), "zone", grant.GetZone(),
-		"remote_ip", t.a.IP, "token_id", t.a.TokenID, "hostname", t.a.Hostname)
-	if err := writeFrame(t.conn, &api.JoinReply{Grant: body, Mac: tokens.ProveGrant(t.key, t.export, body)}, warden.JoinReplyMax); err != nil {
-		logger.Warn("lost the reply to a join", "error", err)
+	err = writeFrame(t.conn, &api.JoinReply{Grant: body, Mac: tokens.ProveGrant(t.key, t.export, body)}, warden.JoinReplyMax)
+	about := []any{"node_id", grant.GetNodeId(), "role", grant.GetRole().Word(), "zone", grant.GetZone(),
+		"remote_ip", t.a.IP, "token_id", t.a.TokenID, "hostname", t.a.Hostname}
+	if err != nil {
+		s.Logger.Warn("lost the reply to a join", append(about, "error", err)...)
 		return err
 	}
-	logger.Info("admitted node")
+	s.Logger.Info("admitted node", about...)
 	return nil
 }
 
@@ -125,6 +129,12 @@ func (s *Server) judge(ctx context.Context, t *attempt) (*api.JoinGrant, error) 
 	if err != nil {
 		return nil, err
 	}
+	if s.Limiter != nil {
+		if err := s.Limiter.proven(t.a.IP); err != nil {
+			return nil, err
+		}
+		t.proven = true
+	}
 	now := s.now()
 	if theirs := time.Unix(0, r.TimeNs); theirs.Sub(now).Abs() > SkewMax {
 		return nil, warden.Hint(warden.Errorf(warden.CodeClock, "comparing clocks", "they differ by more than %s: the joiner's says %s, the manager's %s",
@@ -138,7 +148,7 @@ func (s *Server) judge(ctx context.Context, t *attempt) (*api.JoinGrant, error) 
 	if err != nil {
 		return nil, err
 	}
-	t.a.CSR, t.a.KeyHash = r.Csr, csr.KeyHash
+	t.a.CSR, t.a.Parsed, t.a.KeyHash = r.Csr, csr, csr.KeyHash
 	if rule.Role == ca.RoleManager {
 		if t.a.Advertise, err = Advertised(r.Advertise, t.a.IP); err != nil {
 			return nil, err
@@ -207,6 +217,9 @@ func (s *Server) now() time.Time {
 }
 
 func remoteIP(conn *tls.Conn) netip.Addr {
+	if a, ok := conn.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr().Unmap().WithZone("")
+	}
 	ap, err := netip.ParseAddrPort(conn.RemoteAddr().String())
 	if err != nil {
 		return netip.Addr{}

@@ -3,10 +3,8 @@ package manager
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"fmt"
 	"net"
-	"slices"
 	"time"
 
 	"warden"
@@ -24,7 +22,7 @@ func (m *Manager) token(id string) (key [32]byte, rule tokens.Rule, ok bool) {
 	if t == nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
-		if m.sync(ctx) == nil {
+		if m.catchUp(ctx) == nil {
 			t = m.store.View().Token(id)
 		}
 	}
@@ -42,14 +40,9 @@ func (m *Manager) token(id string) (key [32]byte, rule tokens.Rule, ok bool) {
 	return key, rule, true
 }
 
-// repeats returns the node that this very join made already, nil where it is the first.
-func (m *Manager) repeats(tokenID string, keyHash [32]byte) *api.Node {
-	return joined(m.store.View(), tokenID, keyHash)
-}
-
 // joined returns the node that joined with this token and key, nil where none did.
 func joined(v *store.View, tokenID string, keyHash [32]byte) *api.Node {
-	for _, n := range v.Nodes() {
+	for _, n := range v.NodesByKey(keyHash[:]) {
 		if n.TokenId == tokenID && bytes.Equal(n.JoinKeyHash, keyHash[:]) {
 			return n
 		}
@@ -61,15 +54,13 @@ func joined(v *store.View, tokenID string, keyHash [32]byte) *api.Node {
 // come from the token (I1). A repeat of a join gets the same node and leaf.
 func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, error) {
 	op := "admitting a node by token " + a.TokenID
-	if n := m.repeats(a.TokenID, a.KeyHash); n != nil {
+	v := m.store.View() // one: the use that a repeat finds taken may be its own
+	if n := joined(v, a.TokenID, a.KeyHash); n != nil {
 		return m.grant(n)
 	}
-	v := m.store.View()
-	for _, dead := range v.Tombstones() {
-		if slices.ContainsFunc(dead.KeyHashes, func(h []byte) bool { return bytes.Equal(h, a.KeyHash[:]) }) {
-			return nil, warden.Hint(warden.Errorf(warden.CodeEvicted, op, "the key is that of node %s, which was removed", dead.Id),
-				"a removed node stays out; its host may join as a new node, with a new key")
-		}
+	if dead := v.TombstoneByKey(a.KeyHash[:]); dead != nil {
+		return nil, warden.Hint(warden.Errorf(warden.CodeEvicted, op, "the key is that of node %s, which was removed", dead.Id),
+			"a removed node stays out; its host may join as a new node, with a new key")
 	}
 	t := v.Token(a.TokenID)
 	if t == nil {
@@ -93,6 +84,9 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 		n.Zone = warden.DefaultZone
 	}
 	n.LeafZone = n.Zone
+	if n.Role == api.Role_ROLE_MANAGER {
+		n.LeafDekGeneration = v.Cluster().DekGeneration
+	}
 	if n.Availability == api.Availability_AVAILABILITY_UNSPECIFIED {
 		n.Availability = api.Availability_AVAILABILITY_ACTIVE
 		if n.Role == api.Role_ROLE_MANAGER {
@@ -102,10 +96,12 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 	if n.Role == api.Role_ROLE_MANAGER {
 		n.Address = a.Advertise // the join door has checked and completed it
 	}
-	if err := issueInto(authority, n, a.CSR, time.Duration(v.Cluster().LeafTtlNs), now); err != nil {
+	vetted, err := issueInto(authority, n, a.Parsed, time.Duration(v.Cluster().LeafTtlNs), now)
+	if err != nil {
 		return nil, warden.Wrap(op, err)
 	}
-	n.LeafNotBeforeNs, n.LeafNotAfterNs = validity(n.Leaf)
+	notBefore, notAfter := vetted.Validity()
+	n.LeafNotBeforeNs, n.LeafNotAfterNs = notBefore.UnixNano(), notAfter.UnixNano()
 	res, err := m.propose(ctx, &api.Command{
 		Actor:     &api.Actor{Kind: "node", Name: n.Id, Via: m.cfg.NodeID},
 		RequestId: warden.NewID(), // a repeat that crosses this one is told by its key, which no two nodes share
@@ -114,26 +110,24 @@ func (m *Manager) admit(ctx context.Context, a join.Admission) (*api.JoinGrant, 
 			store.Put(n, 0),
 		},
 	})
-	if err == nil {
-		err = m.store.WaitApplied(ctx, res.Index)
-	}
-	if err != nil && warden.CodeOf(err) != warden.CodeWrongKey {
+	code := warden.CodeOf(err)
+	if err != nil && code != warden.CodeWrongKey && code != warden.CodeUsedUp {
 		return nil, warden.Wrap(op, err)
 	}
 	// Whichever of several repeats was committed is the join.
-	if err != nil {
-		if serr := m.sync(ctx); serr != nil {
-			return nil, serr
-		}
+	if serr := m.seen(ctx, res); serr != nil {
+		return nil, warden.Wrap(op, serr)
 	}
-	first := m.repeats(a.TokenID, a.KeyHash)
-	if first == nil {
+	first := joined(m.store.View(), a.TokenID, a.KeyHash)
+	switch {
+	case first != nil:
+	case code == warden.CodeUsedUp:
+		return nil, warden.Wrap(op, err)
+	default:
 		return nil, warden.Hint(warden.Errorf(warden.CodeWrongKey, op, "the key of the request belongs to another node"),
 			"a node joins with a new key each time: run the join again")
 	}
-	m.logger.Info("admitted a node", "node_id", first.Id, "role", first.Role.Word(), "zone", first.Zone, "token_id", t.Id, "hostname", first.Hostname)
-	m.askReconcile()
-	return m.grant(first)
+	return m.grant(first) // package join logs it, or the loss of the reply
 }
 
 func (m *Manager) grant(n *api.Node) (*api.JoinGrant, error) {
@@ -148,19 +142,14 @@ func (m *Manager) grant(n *api.Node) (*api.JoinGrant, error) {
 	}, nil
 }
 
-// LockStateOf returns the lock state as a joining or promoted manager needs it before it writes a key file.
-func LockStateOf(c *api.Cluster) *api.LockState {
-	return &api.LockState{Autolock: c.GetAutolock(), Recipient: c.GetUnlockRecipient(), KeyId: c.GetUnlockKeyId()}
-}
-
 // issueInto issues the leaf that n's record describes, and sets it there. Only the CSR's public key is used.
-func issueInto(authority *ca.Authority, n *api.Node, csr []byte, ttl time.Duration, now time.Time) error {
-	vetted, err := authority.Vet(ca.Request{CSR: csr, NodeID: n.Id, Role: n.LeafRole.Word(), Zone: n.LeafZone, TTL: ttl}, now)
+func issueInto(authority *ca.Authority, n *api.Node, csr *ca.CSR, ttl time.Duration, now time.Time) (*ca.Vetted, error) {
+	vetted, err := authority.Vet(ca.Request{Parsed: csr, NodeID: n.Id, Role: n.LeafRole.Word(), Zone: n.LeafZone, TTL: ttl}, now)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n.Leaf, err = authority.Issue(vetted)
-	return err
+	return vetted, err
 }
 
 // issue is the dispatcher's Config.Issue: commit the hash of the node's next key, then hand out the leaf for it. keyHash is
@@ -187,12 +176,15 @@ func (m *Manager) issue(ctx context.Context, nodeID string, keyHash [32]byte, cs
 		next := api.Clone(n)
 		next.NextKeyHash = parsed.KeyHash[:]
 		next.LeafRole, next.LeafZone, next.LeafGeneration = n.EffectiveRole(), n.Zone, v.Cluster().IssuingGeneration
-		if err := issueInto(authority, next, csr, time.Duration(v.Cluster().LeafTtlNs), time.Now()); err != nil {
+		if next.LeafDekGeneration = 0; next.LeafRole == api.Role_ROLE_MANAGER {
+			next.LeafDekGeneration = v.Cluster().DekGeneration
+		}
+		if _, err := issueInto(authority, next, parsed, time.Duration(v.Cluster().LeafTtlNs), time.Now()); err != nil {
 			return nil, warden.Wrap(op, err)
 		}
-		_, err = m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
+		res, err := m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
 		if warden.CodeOf(err) == warden.CodeConflict {
-			if err := m.sync(ctx); err != nil {
+			if err := m.seen(ctx, res); err != nil {
 				return nil, err
 			}
 			continue
@@ -222,17 +214,26 @@ func (m *Manager) promoteKey(ctx context.Context, id ca.Identity) error {
 		next := api.Clone(n)
 		next.KeyHash, next.NextKeyHash = n.NextKeyHash, nil
 		next.LeafNotBeforeNs, next.LeafNotAfterNs = id.NotBefore.UnixNano(), id.NotAfter.UnixNano()
-		_, err := m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
-		if err == nil {
-			return m.sync(ctx)
-		}
-		if warden.CodeOf(err) != warden.CodeConflict {
+		res, err := m.propose(ctx, m.systemCommand("renewal", store.Put(next, n.Meta.Version)))
+		if err != nil && warden.CodeOf(err) != warden.CodeConflict {
 			return err
 		}
-		if err := m.sync(ctx); err != nil {
-			return err
+		if serr := m.seen(ctx, res); serr != nil || err == nil {
+			return serr
 		}
 	}
+}
+
+// seen waits until the view shows what the command came to, applied or refused: on the leader it does already. A result that
+// the leader gave in an error only (nil) is in the view once it has caught up.
+func (m *Manager) seen(ctx context.Context, res *api.Result) error {
+	switch {
+	case res == nil:
+		return m.catchUp(ctx)
+	case m.store.View().Index() >= res.Index:
+		return nil
+	}
+	return m.store.WaitApplied(ctx, res.Index)
 }
 
 // command returns a command of the actor's, with a request ID of its own.
@@ -266,14 +267,4 @@ func Address(advertise, seen string) (string, error) {
 		return "", warden.Errorf(warden.CodeInvalid, "reading an advertised address", "%q is not a port", port)
 	}
 	return net.JoinHostPort(host, port), nil
-}
-
-// validity returns the two ends of a leaf's life in Unix nanoseconds; zeros where the DER does not parse, which Issue's own
-// output does.
-func validity(leaf []byte) (notBefore, notAfter int64) {
-	c, err := x509.ParseCertificate(leaf)
-	if err != nil {
-		return 0, 0
-	}
-	return c.NotBefore.UnixNano(), c.NotAfter.UnixNano()
 }

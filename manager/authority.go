@@ -88,6 +88,7 @@ func NewClusterRecord(clusterID string, mk Maker) (*api.Cluster, *ca.Authority, 
 	}
 	c := &api.Cluster{
 		Id: clusterID, RootCert: root, IssuingCert: issuing, IssuingGeneration: 1, LeafTtlNs: int64(mk.LeafTTL), KeysetGeneration: 1, ApplyVersion: 1,
+		LockGeneration: 1, DekGeneration: 1,
 		Autolock: mk.Recipient != nil, UnlockRecipient: mk.Recipient, UnlockKeyId: mk.KeyID,
 	}
 	for _, k := range []struct {

@@ -8,7 +8,6 @@ import (
 
 	"warden"
 	"warden/api"
-	"warden/ca"
 	"warden/secrets"
 	"warden/store"
 )
@@ -122,33 +121,10 @@ func (m *Manager) changeCluster(ctx context.Context, actor *api.Actor, change fu
 // rotateIssuing makes a new generation of the issuing CA and distrusts the old one where no record vouches for a key.
 func (m *Manager) rotateIssuing(ctx context.Context, actor *api.Actor) (rotated bool, err error) {
 	err = m.changeCluster(ctx, actor, func(c *api.Cluster) error {
-		if len(c.SealedRootKey) == 0 {
+		if rotated = len(c.SealedRootKey) > 0; !rotated {
 			return nil
 		}
-		ks, err := secrets.ParseKeyset(c.Keyset)
-		if err != nil {
-			return err
-		}
-		der, err := ks.Open(c.SealedRootKey, c.Id, purposeRoot)
-		if err != nil {
-			return err
-		}
-		rootKey, err := ca.ParseKey(der)
-		clear(der)
-		if err != nil {
-			return err
-		}
-		issuing, key, err := ca.NewIssuing(c.RootCert, rootKey, c.Id, c.IssuingGeneration+1, time.Now())
-		if err != nil {
-			return err
-		}
-		if c.SealedIssuingKey, err = sealKey(ks, c.Id, key, purposeIssuing); err != nil {
-			return err
-		}
-		c.DistrustedIssuers = append(c.DistrustedIssuers, issuerSum(c.IssuingCert)...)
-		c.IssuingCert, rotated = issuing, true
-		c.IssuingGeneration++
-		return nil
+		return nextIssuing(c, time.Now())
 	})
 	return rotated, warden.Wrap("rotating the issuing CA", err)
 }

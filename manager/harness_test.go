@@ -109,7 +109,7 @@ func (c *cluster) config(h *host, known *api.ManagerList) Config {
 	return Config{
 		ClusterID: c.id, NodeID: h.id, Dir: c.t.TempDir(), Listen: h.address, Root: c.root, Sealer: must[*autolock.Keyring](c.t)(autolock.NewKeyring()),
 		Certificate: func() *tls.Certificate { return h.cert }, Known: func() *api.ManagerList { return known },
-		Lock: func() string { return "unlocked" }, Logger: slog.New(slog.DiscardHandler),
+		Lock: func() LockStatus { return LockStatus{State: LockUnlocked} }, Logger: slog.New(slog.DiscardHandler),
 	}
 }
 

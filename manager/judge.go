@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"warden"
@@ -14,17 +15,83 @@ import (
 
 // judge is Config.Judge of the doors: by the current state. A replica may be a moment behind the commit that made a node or
 // renewed its key: what looks unknown at a handshake is judged again after it has caught up.
+//
+// Who comes to the node door after the lease was lost is not let in, also where the handshake began before: those sessions were cut.
 func (m *Manager) judge(name string, id ca.Identity, live bool) error {
+	if !live {
+		if err := m.holds(name); err != nil {
+			return err
+		}
+	}
 	err := judge(m.store.View(), name, id, live, m.mayPush())
 	if code := warden.CodeOf(err); live || code != warden.CodeWrongKey && code != warden.CodeDenied {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if serr := m.sync(ctx); serr != nil {
+	if serr := m.catchUp(ctx); serr != nil {
 		return err
 	}
 	return judge(m.store.View(), name, id, live, m.mayPush())
+}
+
+// flight lets callers share: a run begins after each call of join that it serves, and runs follow one another. So many nodes
+// that dial at once, or guess, ask the leader once, not each. Its zero value is ready.
+type flight struct {
+	mu      sync.Mutex // guards all below; not held while f runs
+	running bool
+	next    *run // that nobody has begun; nil: nobody waits for it
+}
+
+type run struct {
+	done chan struct{}
+	err  error // once done is closed
+}
+
+// join returns what a run of f gave that began after the call. f is the same for all callers, and bounds its own time.
+func (fl *flight) join(ctx context.Context, f func() error) error {
+	fl.mu.Lock()
+	r := fl.next
+	if r == nil {
+		r = &run{done: make(chan struct{})}
+		fl.next = r
+		if !fl.running {
+			fl.running = true
+			go fl.fly(f) // ends when nobody waits
+		}
+	}
+	fl.mu.Unlock()
+	select {
+	case <-r.done:
+		return r.err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (fl *flight) fly(f func() error) {
+	for {
+		fl.mu.Lock()
+		r := fl.next
+		fl.next = nil
+		if r == nil {
+			fl.running = false
+			fl.mu.Unlock()
+			return
+		}
+		fl.mu.Unlock()
+		r.err = f()
+		close(r.done)
+	}
+}
+
+// catchUp is a sync that began after the call.
+func (m *Manager) catchUp(ctx context.Context) error {
+	return m.catching.join(ctx, func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
+		defer cancel()
+		return m.sync(ctx)
+	})
 }
 
 // pinned reports whether the record of the subject holds the key of its leaf. Where the replica is still empty after a

@@ -98,3 +98,17 @@ func TestQuorumWithout(t *testing.T) {
 		}
 	}
 }
+
+// TestLeaseIsLostInAHandshake: who came to the node door while this manager had its lease, and is done shaking hands when it has
+// cut its sessions, gets none.
+func TestLeaseIsLostInAHandshake(t *testing.T) {
+	c := newCluster(t)
+	w := c.join(api.Role_ROLE_WORKER, "w")
+	if err := c.first.m.judge(warden.DoorNode, w.identity, false); err != nil {
+		t.Errorf("with the lease: %v", err)
+	}
+	lost := &Manager{cfg: c.first.m.cfg, store: c.first.m.store}
+	if err := lost.judge(warden.DoorNode, w.identity, false); warden.CodeOf(err) != warden.CodeUnavailable {
+		t.Errorf("without it: %v, want %s", err, warden.CodeUnavailable)
+	}
+}

@@ -119,12 +119,12 @@ func TestReportedIsSignalledAndForgotten(t *testing.T) {
 	l := newLiveness()
 	l.take("a", says("s", 0), time.Now())
 	r, ok := l.reported("a")
-	if !ok || r.lock != "unlocked" {
+	if !ok || r.lock.State != LockUnlocked {
 		t.Fatalf("reported = %+v, %t", r, ok)
 	}
 	l.take("a", &api.ReportRequest{AppliedIndex: 7, Tasks: []*api.NodeTaskReport{{}}}, time.Now())
 	<-r.changed
-	if r, _ := l.reported("a"); r.applied != 7 || r.lock != "unlocked" {
+	if r, _ := l.reported("a"); r.applied != 7 || r.lock.State != LockUnlocked {
 		t.Errorf("after a report of tasks: %+v", r)
 	}
 	l.forget("a")

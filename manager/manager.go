@@ -16,6 +16,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,9 +46,9 @@ type Config struct {
 	Sealer            sealedlog.Sealer
 	Certificate       func() *tls.Certificate
 	// Known returns the managers that the node knows of from before, for as long as the replica is empty.
-	Known func() *api.ManagerList
-	// Lock says how this node's own keys are sealed: "unlocked" or "old-key".
-	Lock   func() string
+	Known  func() *api.ManagerList
+	Lock   func() LockStatus // how this node's own keys are sealed
+	Facts  func() *api.Facts // of the daemon, for Status; nil: none
 	Logger *slog.Logger
 }
 
@@ -63,9 +64,12 @@ type Manager struct {
 	authority  authorityCache
 	peers      *peers
 	live       *liveness
+	catching   flight
 	alarms     alarms
 	lease      lease
 	limiter    *join.Limiter
+	counts     counts
+	serving    atomic.Pointer[door.Server] // doors, for Facts; nil before they are made
 	ready      atomic.Bool
 	rotation   sync.Mutex    // held over a rotation of keys: two at once would drop keys that are in use
 	report     chan struct{} // asks for a report to the leader now
@@ -122,7 +126,7 @@ func Start(cfg Config) (*Manager, error) {
 		Managers: m.Managers, Logger: cfg.Logger.With("part", "dispatcher"),
 	})
 	m.control = control.New(control.Config{
-		NodeID: cfg.NodeID, ClusterID: cfg.ClusterID, Store: m.store, Forward: m.forward, Cluster: m, Address: Address, Logger: cfg.Logger.With("part", "control"),
+		NodeID: cfg.NodeID, ClusterID: cfg.ClusterID, Store: m.store, Forward: m.forward, Cluster: m, Address: Address, Facts: cfg.Facts, Logger: cfg.Logger.With("part", "control"),
 	})
 	ctx, cancel := context.WithCancelCause(context.Background())
 	m.cancel = cancel
@@ -154,6 +158,7 @@ func (m *Manager) run(ctx context.Context, listener net.Listener) {
 		},
 		Logger: m.logger.With("part", "door"),
 	})
+	m.serving.Store(m.doors)
 	watch := m.store.Watch(api.Kind_KIND_NODE, api.Kind_KIND_TOMBSTONE, api.Kind_KIND_CLUSTER)
 	parent := ctx
 	g, ctx := errgroup.WithContext(parent)
@@ -269,7 +274,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	m.askReport()
 	o := orchestrator.New(orchestrator.Config{
 		Store: m.store, Liveness: m.liveness, LivenessChanged: m.live.changed, NodeID: m.cfg.NodeID,
-		Logger: m.logger.With("part", "orchestrator"),
+		Counts: &m.counts.rounds, Logger: m.logger.With("part", "orchestrator"),
 	})
 	var g errgroup.Group
 	g.Go(func() error { return o.Run(ctx) })
@@ -298,8 +303,10 @@ func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
 		if err != nil {
 			return nil
 		}
-		m.askReport()
-		m.askReconcile()
+		if ch.Resync || m.concernsManagers(ch.Keys) {
+			m.askReport()
+			m.askReconcile()
+		}
 		if ch.Resync {
 			m.doors.Rejudge("")
 			continue
@@ -311,6 +318,16 @@ func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
 			m.doors.Rejudge(k.ID)
 		}
 	}
+}
+
+// concernsManagers reports whether a change is one that raft's membership follows, or that the leader waits for on each
+// manager: not the coming, renewal or description of a worker.
+func (m *Manager) concernsManagers(keys []store.Key) bool {
+	v := m.store.View()
+	return slices.ContainsFunc(keys, func(k store.Key) bool {
+		n := v.Node(k.ID)
+		return k.Kind != api.Kind_KIND_NODE || n == nil || n.WasManager
+	})
 }
 
 func (m *Manager) askReport()    { signal(m.report) }
@@ -330,7 +347,7 @@ func (m *Manager) Managers() *api.ManagerList {
 	if c := v.Cluster(); c != nil {
 		l.DistrustedIssuers = c.DistrustedIssuers
 	}
-	for _, n := range v.Nodes() {
+	for _, n := range v.Managers() {
 		if n.EffectiveRole() == api.Role_ROLE_MANAGER {
 			l.Managers = append(l.Managers, managerInfo(n))
 		}
@@ -399,7 +416,7 @@ func (m *Manager) dialRaft(ctx context.Context, id string) (net.Conn, error) {
 }
 
 func (m *Manager) serveJoin(ctx context.Context, s *join.Server, c *door.Conn) {
-	_ = s.Serve(ctx, c.Conn) // logs and counts what fails by itself
+	m.counts.refusal(warden.DoorJoin, s.Serve(ctx, c.Conn)) // it logs what fails
 }
 
 // admitAddress runs before anything else of a connection.
@@ -407,11 +424,16 @@ func (m *Manager) admitAddress(name string, remote netip.Addr) error {
 	if name != warden.DoorRaft && !m.ready.Load() {
 		return warden.Errorf(warden.CodeUnavailable, "opening "+name, "this manager has not caught up with the leader yet")
 	}
-	if name == warden.DoorNode && m.lease.age(time.Now()) > warden.LeaseHold {
-		return warden.Errorf(warden.CodeUnavailable, "opening "+name, "this manager has had no word from a leader for %s", warden.LeaseHold)
-	}
 	if name == warden.DoorJoin {
 		return m.limiter.Allow(remote, time.Now())
+	}
+	return m.holds(name)
+}
+
+// holds refuses sessions to a manager that has lost its lease for good.
+func (m *Manager) holds(name string) error {
+	if name == warden.DoorNode && m.lease.age(time.Now()) > warden.LeaseHold {
+		return warden.Errorf(warden.CodeUnavailable, "opening "+name, "this manager has had no word from a leader for %s", warden.LeaseHold)
 	}
 	return nil
 }
@@ -419,6 +441,7 @@ func (m *Manager) admitAddress(name string, remote netip.Addr) error {
 // refused counts against an address what did not get through the join door, and raises the alarm where a live node's ID
 // comes with another key.
 func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err error) {
+	m.counts.refusal(name, err)
 	code := warden.CodeOf(err)
 	level := slog.LevelInfo
 	if id.NodeID == "" {
@@ -438,18 +461,37 @@ func (m *Manager) refused(name string, id ca.Identity, remote netip.Addr, err er
 	}
 }
 
+// keyGrace is how long a new key waits for its session to be up before it is committed as the node's.
+const keyGrace = time.Second
+
+// commitKey commits the key of a node that dialled with its next one as its current one: when the session is up, since the commit cuts
+// what the node has under the old key. The handshake has proved the key: a session that is slow to come up does not hold it up for long.
+func (m *Manager) commitKey(ctx context.Context, c *door.Conn, up <-chan struct{}) {
+	grace := time.NewTimer(keyGrace)
+	defer grace.Stop()
+	select {
+	case <-up:
+	case <-grace.C:
+	case <-ctx.Done():
+		return
+	}
+	if err := m.promoteKey(ctx, c.ID); err != nil {
+		m.logger.Warn("failed to commit the new key of a node", "node_id", c.ID.NodeID, "error", err)
+		c.Close() // it dials again
+	}
+}
+
 // serveNode runs the session of a node that dialled in.
 func (m *Manager) serveNode(ctx context.Context, c *door.Conn) {
 	p := dispatcher.Peer{
 		NodeID: c.ID.NodeID, Zone: c.ID.Zone, KeyHash: c.ID.KeyHash, NotBefore: c.ID.NotBefore, NotAfter: c.ID.NotAfter,
 		IP: c.Remote.String(), RenewOnly: c.Expired,
 	}
-	v := m.store.View()
-	if p.Tombstone = v.Tombstone(p.NodeID); p.Tombstone == nil {
-		if err := m.promoteKey(ctx, c.ID); err != nil {
-			m.logger.Warn("failed to commit the new key of a node", "node_id", p.NodeID, "error", err)
-			return
-		}
+	p.Tombstone = m.store.View().Tombstone(p.NodeID)
+	up := make(chan struct{})
+	p.Up = func() { close(up) }
+	if p.Tombstone == nil {
+		go m.commitKey(ctx, c, up) // ends with ctx at the latest
 	}
 	if err := m.dispatcher.Serve(ctx, c, p); err != nil && ctx.Err() == nil {
 		m.logger.Info("session ended", "node_id", p.NodeID, "reason", err)

@@ -58,7 +58,7 @@ func (m *Manager) follow(ctx context.Context) error {
 		delete(in, member.ID)
 		m.logger.Info("removed a manager from raft", "node_id", member.ID)
 	}
-	for _, n := range v.Nodes() {
+	for _, n := range v.Managers() {
 		member, is := in[n.Id]
 		switch {
 		case n.EffectiveRole() == api.Role_ROLE_MANAGER && !is:
@@ -165,7 +165,7 @@ func (m *Manager) StepDown(ctx context.Context) error { return m.store.TransferL
 func (m *Manager) AwaitManagers(ctx context.Context, index uint64) (silent []string) {
 	ctx, cancel := context.WithTimeout(ctx, warden.LeaseHold)
 	defer cancel()
-	for _, n := range m.store.View().Nodes() {
+	for _, n := range m.store.View().Managers() {
 		if n.EffectiveRole() != api.Role_ROLE_MANAGER || n.Id == m.cfg.NodeID {
 			continue
 		}
@@ -224,7 +224,7 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 		if s.Raft != "" {
 			s.Reachable = m.Reachable(id)
 			if r, ok := m.live.reported(id); ok {
-				s.LockState = r.lock
+				s.LockState, s.UnlockKeyId, s.DekGeneration = r.lock.State, r.lock.KeyID, r.lock.DEKGeneration
 			}
 		}
 	}
@@ -243,6 +243,9 @@ func (m *Manager) housekeeping(ctx context.Context) error {
 		}
 		if err := m.forgetTokens(ctx); err != nil && ctx.Err() == nil {
 			m.logger.Warn("failed to remove ended tokens", "error", err)
+		}
+		if err := m.ageDEKs(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			m.logger.Warn("failed to ask for new DEKs", "error", err)
 		}
 	}
 }

@@ -2,8 +2,6 @@ package manager
 
 import (
 	"context"
-	"errors"
-	"io"
 	"net"
 	"sync"
 	"time"
@@ -171,6 +169,14 @@ func (s *peerService) Propose(ctx context.Context, cmd *api.Command) (*api.Resul
 	return res, api.Error(err)
 }
 
+// Recipient says how a manager's keys are to be sealed, as far as this one knows.
+func (s *peerService) Recipient(ctx context.Context, _ *api.RecipientRequest) (*api.LockState, error) {
+	if _, err := s.caller(ctx); err != nil {
+		return nil, api.Error(err)
+	}
+	return LockStateOf(s.m.store.View().Cluster()), nil // there is one: the door is shut until this replica has caught up
+}
+
 func (s *peerService) Relay(req *api.LogsRequest, stream grpc.ServerStreamingServer[api.LogChunk]) error {
 	if _, err := s.caller(stream.Context()); err != nil {
 		return api.Error(err)
@@ -180,53 +186,4 @@ func (s *peerService) Relay(req *api.LogsRequest, stream grpc.ServerStreamingSer
 		return api.Error(warden.Errorf(warden.CodeNotFound, "relaying logs", "no task %s", req.GetTaskId()))
 	}
 	return api.Error(s.m.dispatcher.Logs(stream.Context(), t.NodeId, req, stream.Send))
-}
-
-// RelayLogs streams the logs of a task from the manager that has its node's session: the claimed one where this manager
-// leads, else whichever says that it has it.
-func (m *Manager) RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
-	holders := []string{m.cfg.NodeID}
-	for _, i := range m.Managers().Managers {
-		if i.NodeId != m.cfg.NodeID {
-			holders = append(holders, i.NodeId)
-		}
-	}
-	if c, ok := m.live.claim(nodeID); ok {
-		holders = append([]string{c.manager}, holders...)
-	}
-	var err error
-	sent := false
-	for _, holder := range holders {
-		err = m.relayFrom(ctx, holder, nodeID, req, func(c *api.LogChunk) error { sent = true; return send(c) })
-		if sent || warden.CodeOf(err) != warden.CodeUnavailable || ctx.Err() != nil {
-			return err
-		}
-	}
-	return err
-}
-
-func (m *Manager) relayFrom(ctx context.Context, holder, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error {
-	if holder == m.cfg.NodeID {
-		return m.dispatcher.Logs(ctx, nodeID, req, send)
-	}
-	client, err := m.peers.client(holder)
-	if err != nil {
-		return err
-	}
-	stream, err := client.Relay(ctx, req)
-	if err != nil {
-		return api.FromError(err)
-	}
-	for {
-		chunk, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return api.FromError(err)
-		}
-		if err := send(chunk); err != nil {
-			return err
-		}
-	}
 }

@@ -32,10 +32,21 @@ func (l *lease) age(now time.Time) time.Duration {
 	return now.Sub(l.fresh)
 }
 
+// CaughtUpSince reports whether, at some moment after t, this replica came to have all that the leader had committed at that moment. What View
+// shows afterwards is at least as new as all that was committed before t.
+func (m *Manager) CaughtUpSince(t time.Time) bool {
+	m.lease.mu.Lock()
+	defer m.lease.mu.Unlock()
+	return m.ready.Load() && m.lease.fresh.After(t)
+}
+
 // mayPush reports whether this manager may send to nodes: within LeasePush it had all that the leader had committed.
 func (m *Manager) mayPush() bool {
 	return m.ready.Load() && m.lease.age(time.Now()) < warden.LeasePush
 }
+
+// reportGap is the least time between two reports that were asked for: each names every session.
+const reportGap = 20 * time.Millisecond
 
 // reportLoop tells the leader what this manager sees, twice per heartbeat and whenever asked, and keeps the lease by its
 // answers. A manager without a lease for LeaseHold closes its sessions: its nodes find another.
@@ -62,6 +73,10 @@ func (m *Manager) reportLoop(ctx context.Context) error {
 			m.doors.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "holding sessions", "no word from a leader for %s", warden.LeaseHold))
 		}
 		held = !expired
+		select { // what is asked for meanwhile shares the next report
+		case <-ctx.Done():
+		case <-time.After(reportGap):
+		}
 		if err == nil && !m.ready.Swap(true) {
 			m.logger.Info("caught up with the leader", "index", m.store.AppliedIndex())
 			m.doors.Rejudge("") // the raft door let in what the view did not know of
@@ -71,10 +86,10 @@ func (m *Manager) reportLoop(ctx context.Context) error {
 
 // sync reports to the leader and returns when this replica has applied what the leader had committed then.
 func (m *Manager) sync(ctx context.Context) error {
-	start := time.Now()
+	start, lock := time.Now(), m.cfg.Lock()
 	req := &api.ReportRequest{
-		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), LockState: m.cfg.Lock(), TimeNs: start.UnixNano(),
-		Alarms: m.alarms.recent(start),
+		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), TimeNs: start.UnixNano(), Alarms: m.alarms.recent(start),
+		LockState: lock.State, UnlockKeyId: lock.KeyID, DekGeneration: lock.DEKGeneration,
 	}
 	reply, err := m.reportTo(ctx, req)
 	if err != nil {
@@ -121,8 +136,11 @@ func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRe
 	lost := m.live.take(from, req, time.Now())
 	var ops []*api.Operation
 	for _, c := range req.Claims {
+		if c.Description == nil { // as the record says
+			continue
+		}
 		n := v.Node(c.NodeId)
-		if n == nil || c.Description == nil || proto.Equal(n.Description, c.Description) && n.Ip == c.Ip {
+		if n == nil || proto.Equal(n.Description, c.Description) && n.Ip == c.Ip {
 			continue
 		}
 		ops = append(ops, &api.Operation{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{
@@ -139,7 +157,9 @@ func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRe
 			return nil, err
 		}
 	}
-	m.askReconcile()
+	if len(req.Tasks) == 0 { // what managers say of themselves
+		m.askReconcile()
+	}
 	return &api.ReportReply{CommitIndex: m.store.CommitIndex(), CloseSessions: lost, TimeNs: time.Now().UnixNano(), LeaderId: m.cfg.NodeID}, nil
 }
 
@@ -182,7 +202,7 @@ type claim struct {
 type managerReport struct {
 	at      time.Time
 	applied uint64
-	lock    string
+	lock    LockStatus
 	alarms  []*api.Alarm
 	changed chan struct{} // closed by the next report
 }
@@ -209,7 +229,7 @@ func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (clo
 	if old, ok := l.managers[from]; ok && old.changed != nil {
 		close(old.changed)
 	}
-	r := managerReport{at: now, applied: req.AppliedIndex, lock: req.LockState, alarms: req.Alarms[:min(len(req.Alarms), alarmsMax)], changed: make(chan struct{})}
+	r := managerReport{at: now, applied: req.AppliedIndex, lock: lockOf(req), alarms: req.Alarms[:min(len(req.Alarms), alarmsMax)], changed: make(chan struct{})}
 	if len(req.Tasks) > 0 && req.LockState == "" { // a report of tasks only
 		r.lock, r.alarms = l.managers[from].lock, l.managers[from].alarms
 	}
@@ -231,9 +251,12 @@ func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (clo
 		age := time.Duration(max(0, req.TimeNs-c.SeenNs))
 		old.seen, old.skew = now.Add(-age), time.Duration(c.SkewNs)
 		l.claims[c.NodeId] = old
+		if s := l.state(old, now); l.last[c.NodeId] != s { // who falls silent is run's to notice
+			l.last[c.NodeId] = s
+			signal(l.change)
+		}
 	}
 	maps.DeleteFunc(l.lost, func(_ string, at time.Time) bool { return now.Sub(at) > time.Hour })
-	l.notice(now)
 	return closes
 }
 
@@ -252,9 +275,13 @@ func (m *Manager) liveness(nodeID string) api.Liveness {
 }
 
 func (l *liveness) at(nodeID string, now time.Time) api.Liveness {
-	c, ok := l.claims[nodeID]
+	return l.state(l.claims[nodeID], now)
+}
+
+// state is that of a node with this claim; the zero claim: with none.
+func (l *liveness) state(c claim, now time.Time) api.Liveness {
 	switch {
-	case ok && now.Sub(c.seen) < warden.NodeDownAfter:
+	case c.epoch != 0 && now.Sub(c.seen) < warden.NodeDownAfter:
 		return api.Liveness_LIVENESS_READY
 	case now.Sub(l.since) < warden.NodeDownAfter:
 		return api.Liveness_LIVENESS_UNKNOWN
@@ -265,8 +292,8 @@ func (l *liveness) at(nodeID string, now time.Time) api.Liveness {
 // notice signals where a node's liveness differs from what was told last. l.mu is held.
 func (l *liveness) notice(now time.Time) {
 	changed := false
-	for id := range l.claims {
-		if s := l.at(id, now); l.last[id] != s {
+	for id, c := range l.claims {
+		if s := l.state(c, now); l.last[id] != s {
 			l.last[id], changed = s, true
 		}
 	}

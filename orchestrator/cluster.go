@@ -2,16 +2,19 @@ package orchestrator
 
 import (
 	"fmt"
+	"maps"
 
 	"warden/api"
 	"warden/scheduler"
 )
 
-// cluster is what an Input says of nodes and secrets, for both halves of the orchestrator.
+// cluster is what is known of nodes and secrets, for both halves of the orchestrator. Hosts are made when they are asked for.
 type cluster struct {
-	nodes   map[string]*host
-	secrets map[string]*api.Secret
-	groups  map[groupKey]*group
+	record func(nodeID string) *api.Node // nil: there is none, or it was evicted
+	live   func(nodeID string) api.Liveness
+	secret func(id string) *api.Secret
+	hosts  map[string]*host
+	groups map[groupKey]*group
 }
 
 type host struct {
@@ -31,23 +34,52 @@ type group struct {
 }
 
 func newCluster(in Input) *cluster {
-	c := &cluster{nodes: make(map[string]*host, len(in.Nodes)), secrets: make(map[string]*api.Secret, len(in.Secrets)), groups: make(map[groupKey]*group)}
-	for _, s := range in.Secrets {
-		c.secrets[s.GetId()] = s
-	}
+	nodes, secrets := make(map[string]*api.Node, len(in.Nodes)), make(map[string]*api.Secret, len(in.Secrets))
 	for _, n := range in.Nodes {
-		d, alive := n.GetDescription(), in.Liveness(n.GetId())
-		c.nodes[n.GetId()] = &host{
-			Node: scheduler.Node{
-				ID: n.GetId(), Hostname: n.GetHostname(), Role: n.EffectiveRole().Word(), Zone: n.GetZone(), IP: n.GetIp(),
-				OS: d.GetOs(), Arch: d.GetArch(), Labels: n.GetLabels(), EngineLabels: d.GetEngineLabels(),
-				NanoCPUs: d.GetNanoCpus(), MemoryBytes: d.GetMemoryBytes(),
-				Active: n.GetAvailability() == api.Availability_AVAILABILITY_ACTIVE, Ready: alive == api.Liveness_LIVENESS_READY,
-			},
-			down: alive == api.Liveness_LIVENESS_DOWN, drained: n.GetAvailability() == api.Availability_AVAILABILITY_DRAIN,
-		}
+		nodes[n.GetId()] = n
 	}
-	return c
+	for _, s := range in.Secrets {
+		secrets[s.GetId()] = s
+	}
+	return &cluster{live: in.Liveness, record: func(id string) *api.Node { return nodes[id] }, secret: func(id string) *api.Secret { return secrets[id] }}
+}
+
+// host returns the node; nil where there is none.
+func (c *cluster) host(id string) *host {
+	if h := c.hosts[id]; h != nil || id == "" {
+		return h
+	}
+	n := c.record(id)
+	if n == nil {
+		return nil
+	}
+	d, alive := n.GetDescription(), c.live(id)
+	h := &host{
+		Node: scheduler.Node{
+			ID: n.GetId(), Hostname: n.GetHostname(), Role: n.EffectiveRole().Word(), Zone: n.GetZone(), IP: n.GetIp(),
+			OS: d.GetOs(), Arch: d.GetArch(), Labels: n.GetLabels(), EngineLabels: d.GetEngineLabels(),
+			NanoCPUs: d.GetNanoCpus(), MemoryBytes: d.GetMemoryBytes(),
+			Active: n.GetAvailability() == api.Availability_AVAILABILITY_ACTIVE, Ready: alive == api.Liveness_LIVENESS_READY,
+		},
+		down: alive == api.Liveness_LIVENESS_DOWN, drained: n.GetAvailability() == api.Availability_AVAILABILITY_DRAIN,
+	}
+	if c.hosts == nil {
+		c.hosts = make(map[string]*host)
+	}
+	c.hosts[id] = h
+	return h
+}
+
+// sameNode reports whether all that host and Reconcile see of a node is the same in both; nil is a node that is not there.
+func sameNode(a, b *api.Node) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	d, e := a.GetDescription(), b.GetDescription()
+	return a.GetHostname() == b.GetHostname() && a.EffectiveRole() == b.EffectiveRole() && a.GetZone() == b.GetZone() && a.GetIp() == b.GetIp() &&
+		a.GetAvailability() == b.GetAvailability() && maps.Equal(a.GetLabels(), b.GetLabels()) &&
+		d.GetOs() == e.GetOs() && d.GetArch() == e.GetArch() && maps.Equal(d.GetEngineLabels(), e.GetEngineLabels()) &&
+		d.GetNanoCpus() == e.GetNanoCpus() && d.GetMemoryBytes() == e.GetMemoryBytes()
 }
 
 // group returns what the task asks of a node. What does not parse, or names a secret that is gone, fits nowhere.
@@ -67,11 +99,14 @@ func (c *cluster) group(t *api.Task) *group {
 		g.Constraints = append(g.Constraints, parsed)
 	}
 	for _, ref := range spec.GetSecrets() {
-		s := c.secrets[ref.GetSecretId()]
+		s := c.secret(ref.GetSecretId())
 		if s == nil {
 			g.broken = fmt.Sprintf("secret %q is gone", ref.GetSecretName())
 		}
 		g.SecretZones = append(g.SecretZones, s.GetZones())
+	}
+	if c.groups == nil {
+		c.groups = make(map[groupKey]*group)
 	}
 	c.groups[key] = g
 	return g
@@ -79,7 +114,7 @@ func (c *cluster) group(t *api.Task) *group {
 
 // lost says why nobody is left to stop the task; empty where its node may be.
 func (c *cluster) lost(t *api.Task) string {
-	switch n := c.nodes[t.GetNodeId()]; {
+	switch n := c.host(t.GetNodeId()); {
 	case t.GetNodeId() == "":
 		return ""
 	case n == nil:
@@ -90,23 +125,30 @@ func (c *cluster) lost(t *api.Task) string {
 	return ""
 }
 
-// moves says why a placed task that has not ended can't stay where it is; empty where it can.
-func (c *cluster) moves(t *api.Task) string {
+// moves says why a placed task that has not ended can't stay where it is; empty where it can. A node that does not meet the task's own
+// constraints will do where it meets those that the service has now.
+func (c *cluster) moves(w *want, t *api.Task) string {
 	if !t.Holds() {
 		return ""
 	}
 	if lost := c.lost(t); lost != "" {
 		return lost
 	}
-	n, g := c.nodes[t.GetNodeId()], c.group(t)
+	n, g := c.host(t.GetNodeId()), c.group(t)
 	if n.drained {
 		return "its node is drained"
 	}
 	if g.broken != "" {
 		return g.broken
 	}
-	if ok, reason := scheduler.Belongs(n.Node, g.Group); !ok {
-		return "its node is " + reason
+	ok, reason := scheduler.Belongs(n.Node, g.Group)
+	if ok {
+		return ""
 	}
-	return ""
+	bare := g.Group
+	bare.Constraints = nil
+	if ok, _ := scheduler.Belongs(n.Node, bare); ok && w.meets(n) {
+		return ""
+	}
+	return "its node is " + reason
 }

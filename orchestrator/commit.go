@@ -3,6 +3,9 @@ package orchestrator
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
 
 	"google.golang.org/protobuf/proto"
 
@@ -13,20 +16,32 @@ import (
 // commandOverhead is kept free in a command for all but its operations, in bytes.
 const commandOverhead = 4 << 10
 
+// inFlight is how many commands may wait for their commit at once: while one is on its way to the disks, the next is made.
+const inFlight = 4
+
 // commit proposes the steps, and reports whether each was applied. One that is refused does not hold up the others.
 func (o *Orchestrator) commit(ctx context.Context, steps []Step) bool {
-	done := true
+	var failed, missed atomic.Bool
+	var wg sync.WaitGroup
+	room := make(chan struct{}, inFlight)
 	for _, batch := range batches(steps) {
-		applied, err := o.propose(ctx, batch)
-		if err != nil { // no use to go on now
-			if ctx.Err() == nil {
+		room <- struct{}{}
+		if failed.Load() { // no use to go on now
+			break
+		}
+		wg.Go(func() { // ends with the proposal
+			defer func() { <-room }()
+			applied, err := o.propose(ctx, batch)
+			if err != nil && !failed.Swap(true) && ctx.Err() == nil {
 				o.cfg.Logger.Log(ctx, level(err), "could not commit task changes", "error", err)
 			}
-			return false
-		}
-		done = applied && done
+			if !applied {
+				missed.Store(true)
+			}
+		})
 	}
-	return done
+	wg.Wait()
+	return !failed.Load() && !missed.Load()
 }
 
 // propose commits the steps as one command, and where that is refused, as two halves. It returns whether each was applied, and
@@ -37,13 +52,11 @@ func (o *Orchestrator) propose(ctx context.Context, steps []Step) (bool, error) 
 	if len(steps) == 0 {
 		return all == 0, nil
 	}
-	cmd := &api.Command{Actor: &api.Actor{Kind: "system", Name: "orchestrator", Via: o.cfg.NodeID}, RequestId: warden.NewID()}
-	for _, s := range steps {
-		cmd.Operations = append(cmd.Operations, s...)
-	}
+	cmd := o.command(steps...)
 	result, err := o.cfg.Store.Propose(ctx, cmd)
 	switch warden.CodeOf(err) {
 	case "":
+		o.cfg.Counts.committed(cmd.Operations)
 		o.cfg.Logger.Info("committed task changes", "operations", len(cmd.Operations), "index", result.GetIndex())
 		return len(steps) == all, nil
 	case warden.CodeNotLeader, warden.CodeNoLeader, warden.CodeUnavailable, warden.CodeTimeout, warden.CodeClock, warden.CodeInternal:
@@ -59,6 +72,11 @@ func (o *Orchestrator) propose(ctx context.Context, steps []Step) (bool, error) 
 	}
 	_, err = o.propose(ctx, steps[half:])
 	return false, err
+}
+
+func (o *Orchestrator) command(steps ...Step) *api.Command {
+	return &api.Command{Actor: &api.Actor{Kind: "system", Name: "orchestrator", Via: o.cfg.NodeID}, RequestId: warden.NewID(),
+		Operations: slices.Concat(steps...)}
 }
 
 // current leaves out the steps that a newer version of a task has overtaken: the next pass decides them again.
@@ -81,19 +99,31 @@ func (o *Orchestrator) current(steps []Step) []Step {
 	return out
 }
 
-// refused logs a step that the apply refuses, and where it goes on refusing a placement, lets the task say so.
+// refused logs a step that the apply refuses. Where it refuses the placement of a new task, the task is made without; where it goes on
+// refusing, the task says so.
 func (o *Orchestrator) refused(ctx context.Context, step Step, err error) {
-	t := step[0].GetPut().GetObject().GetTask()
+	o.cfg.Counts.rejected(step)
+	last := step[len(step)-1].GetPut()
+	t := last.GetObject().GetTask()
 	o.cfg.Logger.Log(ctx, refusalLevel(o.refusals), "had a task change refused", "task_id", t.GetId(), "node_id", t.GetNodeId(), "error", err)
-	old := o.cfg.Store.View().Task(t.GetId())
-	if o.refusals != 2 || old == nil || old.GetNodeId() != "" || t.GetNodeId() == "" {
+	if t.GetNodeId() == "" || warden.CodeOf(err) == warden.CodeConflict {
 		return
 	}
-	for _, s := range appendWaits(nil, old, "placement refused: "+err.Error()) {
-		cmd := &api.Command{Actor: &api.Actor{Kind: "system", Name: "orchestrator", Via: o.cfg.NodeID}, RequestId: warden.NewID(), Operations: s}
-		if _, err := o.cfg.Store.Propose(ctx, cmd); err != nil {
-			o.cfg.Logger.Debug("could not say why a task waits", "task_id", t.GetId(), "error", err)
-		}
+	old := o.cfg.Store.View().Task(t.GetId())
+	switch {
+	case last.GetExpect() == 0 && old == nil:
+		t = edit(t)
+		t.NodeId, t.Status.State = "", api.TaskState_TASK_PENDING
+		step = append(slices.Clone(step[:len(step)-1]), put(t))
+	case o.refusals == 2 && waiting(old):
+		t = edit(old)
+		t.Status.Message = "placement refused: " + err.Error()
+		step = Step{put(t)}
+	default:
+		return
+	}
+	if _, err := o.cfg.Store.Propose(ctx, o.command(step)); err != nil {
+		o.cfg.Logger.Debug("could not keep a task whose placement was refused", "task_id", t.GetId(), "error", err)
 	}
 }
 

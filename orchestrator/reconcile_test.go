@@ -114,7 +114,7 @@ func (b *bed) input() orchestrator.Input {
 func (b *bed) reconcile() int {
 	b.t.Helper()
 	for round := 0; ; round++ {
-		steps := orchestrator.Reconcile(b.input())
+		steps, _ := orchestrator.Reconcile(b.input())
 		if len(steps) == 0 {
 			return round
 		}
@@ -473,22 +473,23 @@ func TestUnreadableConstraintFitsNowhere(t *testing.T) {
 	b.settle()
 	in := b.input()
 	in.Tasks[0].Spec.Constraints = []string{"node.labels.a=b"}
-	steps := orchestrator.Reconcile(in)
+	steps, _ := orchestrator.Reconcile(in)
 	if len(steps) != 1 || len(steps[0]) != 2 || steps[0][0].GetPut().GetObject().GetTask().GetDesiredState() != api.TaskState_TASK_SHUTDOWN {
 		t.Fatalf("%s: %v", b.picture(web), steps)
 	}
 }
 
-// A task that waits takes a new specification at once; one that runs keeps its own.
+// A task that waits takes a new specification at once; one that runs keeps its own while another slot is down.
 func TestUpdateReachesWaitingTasks(t *testing.T) {
 	b := newBed(t)
 	b.node("a", b.token, func(n *api.Node) { n.Description.NanoCpus = 1e9 })
 	web := b.service("web", 2, func(s *api.Service) { s.Spec.Task.Resources.ReserveNanoCpus = 1e9 })
 	b.settle()
-	b.want(web, "1:assigned@a 2:pending")
+	b.runAll(web)
+	b.want(web, "1:running@a 2:pending")
 	b.changeService(web, func(s *api.Service) { s.Spec.Task.Resources.ReserveNanoCpus = 0 })
 	b.settle()
-	b.want(web, "1:assigned@a 2:assigned@a")
+	b.want(web, "1:running@a 2:assigned@a")
 	if w := b.wanted(web); w[0].SpecVersion != 1 || w[1].SpecVersion != 2 {
 		t.Errorf("spec versions %d, %d", w[0].SpecVersion, w[1].SpecVersion)
 	}

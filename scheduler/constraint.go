@@ -11,6 +11,7 @@ import (
 )
 
 const (
+	ipKey       = "node.ip"
 	nodeLabel   = "node.labels."
 	engineLabel = "engine.labels."
 
@@ -78,7 +79,7 @@ func (c *Constraint) check(s string) error {
 		if c.value != "manager" && c.value != "worker" {
 			return refuse("use manager or worker", "%q names an unknown role", s)
 		}
-	case "node.ip":
+	case ipKey:
 		return c.checkIP(s)
 	default:
 		name, ok := strings.CutPrefix(c.key, nodeLabel)
@@ -127,26 +128,42 @@ func (c *Constraint) matches(n *Node) bool {
 	switch c.key {
 	case "":
 		return false
-	case "node.id":
-		return (n.ID == c.value) != c.not
-	case "node.hostname":
-		return (n.Hostname == c.value) != c.not
-	case "node.role":
-		return (n.Role == c.value) != c.not
-	case "node.platform.os":
-		return (n.OS == c.value) != c.not
-	case "node.platform.arch":
-		return (arch(n.Arch) == c.value) != c.not
-	case "node.ip":
-		a, err := netip.ParseAddr(n.IP)
-		return (err == nil && c.prefix.Contains(a.Unmap().WithZone(""))) != c.not
+	case ipKey:
+		return c.prefix.Contains(address(n)) != c.not
 	}
-	labels, name := n.Labels, strings.TrimPrefix(c.key, nodeLabel)
-	if strings.HasPrefix(c.key, engineLabel) {
-		labels, name = n.EngineLabels, strings.TrimPrefix(c.key, engineLabel)
-	}
-	v, ok := labels[name]
+	v, ok := value(n, c.key)
 	return (ok && v == c.value) != c.not
+}
+
+// value returns what the node has under the key of a constraint, which is not ipKey; false where it lacks the label.
+func value(n *Node, key string) (string, bool) {
+	switch key {
+	case "node.id":
+		return n.ID, true
+	case "node.hostname":
+		return n.Hostname, true
+	case "node.role":
+		return n.Role, true
+	case "node.platform.os":
+		return n.OS, true
+	case "node.platform.arch":
+		return arch(n.Arch), true
+	}
+	if name, ok := strings.CutPrefix(key, engineLabel); ok {
+		v, ok := n.EngineLabels[name]
+		return v, ok
+	}
+	v, ok := n.Labels[strings.TrimPrefix(key, nodeLabel)]
+	return v, ok
+}
+
+// address returns the node's address; the zero one, which no prefix contains, where it has none.
+func address(n *Node) netip.Addr {
+	a, err := netip.ParseAddr(n.IP)
+	if err != nil {
+		return netip.Addr{}
+	}
+	return a.Unmap().WithZone("")
 }
 
 func arch(s string) string {

@@ -1,8 +1,9 @@
 package scheduler
 
 import (
-	"cmp"
 	"fmt"
+	"maps"
+	"math/bits"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,30 +23,20 @@ type refused struct {
 }
 
 // explain says why no node takes one more task of the group, as things stand now: each node counts under the first filter
-// that it did not pass.
+// that it did not pass, in the order of the filters.
 func (p *placer) explain(g *Group) string {
 	var all []refused
-	for i := range p.nodes {
-		n := &p.nodes[i]
-		r := refused{nodes: 1}
-		switch r.why, r.at = n.refusal(g); r.why {
-		case fits:
-			continue
-		case otherZone, secretZone:
-			r.zone = n.Zone
-		case noCPU:
-			r.free, r.total = n.cpu, n.NanoCPUs
-		case noMemory:
-			r.free, r.total = n.memory, n.MemoryBytes
+	for _, zone := range slices.Sorted(maps.Keys(p.zones)) {
+		if zone != g.Zone {
+			all = append(all, refused{why: otherZone, zone: zone, nodes: p.zones[zone].size()})
 		}
-		at, found := slices.BinarySearchFunc(all, r, order)
-		if !found {
-			all = slices.Insert(all, at, r)
-			continue
-		}
-		all[at].nodes++
-		all[at].free = max(all[at].free, r.free)
-		all[at].total = max(all[at].total, r.total)
+	}
+	switch {
+	case p.zones[g.Zone] == nil:
+	case !secretsMayEnter(g):
+		all = append(all, refused{why: secretZone, zone: g.Zone, nodes: p.zones[g.Zone].size()})
+	default:
+		all = p.refusals(g, all)
 	}
 	if len(all) == 0 {
 		return "no suitable node (the cluster has no nodes)"
@@ -56,6 +47,50 @@ func (p *placer) explain(g *Group) string {
 		parts[i] = r.text(g)
 	}
 	return clip("no suitable node (" + strings.Join(parts, "; ") + ")")
+}
+
+// refusals adds why the nodes of the group's zone do not fit.
+func (p *placer) refusals(g *Group, all []refused) []refused {
+	left := p.fit
+	copy(left, p.zones[g.Zone])
+	before := left.size()
+	count := func(why why, at int) {
+		after := left.size()
+		if after < before {
+			all = append(all, refused{why: why, at: at, nodes: before - after})
+		}
+		before = after
+	}
+	left.keep(p.ready)
+	count(down, 0)
+	left.keep(p.active)
+	count(inactive, 0)
+	for i := range g.Constraints {
+		p.restrict(left, &g.Constraints[i])
+		count(constraint, i)
+	}
+	rooms := [...]refused{{why: full}, {why: noCPU}, {why: noMemory}}
+	for w, word := range left {
+		for ; word != 0; word &= word - 1 {
+			n := &p.nodes[w<<6|bits.TrailingZeros64(word)]
+			why := n.room(g)
+			if why == fits {
+				continue
+			}
+			r, free, total := &rooms[why-full], n.cpu, n.NanoCPUs
+			if why == noMemory {
+				free, total = n.memory, n.MemoryBytes
+			}
+			r.nodes++
+			r.free, r.total = max(r.free, free), max(r.total, total)
+		}
+	}
+	for _, r := range rooms {
+		if r.nodes > 0 {
+			all = append(all, r)
+		}
+	}
+	return all
 }
 
 // mergeZones makes one line of the nodes in other zones where it would be more than zonesMax lines.
@@ -81,10 +116,6 @@ func clip(s string) string {
 		return s
 	}
 	return strings.ToValidUTF8(s[:ReasonMax-len("…")], "") + "…"
-}
-
-func order(a, b refused) int {
-	return cmp.Or(cmp.Compare(a.why, b.why), cmp.Compare(a.at, b.at), cmp.Compare(a.zone, b.zone))
 }
 
 func (r refused) text(g *Group) string {

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -113,6 +114,20 @@ func TestPlace(t *testing.T) {
 			[]scheduler.Node{node("a", func(n *scheduler.Node) { n.UsedMemoryBytes = 1 << 62 })},
 			[]scheduler.Group{{ServiceID: "s", Zone: "default", MemoryBytes: 1536, TaskIDs: ids("t", 1)}},
 			"t0: no suitable node (1 node: 1.5 KiB reserved, 0 B free)"},
+		{"groups that ask for different things have reasons of their own",
+			[]scheduler.Node{node("a"), node("b", func(n *scheduler.Node) { n.Zone = "pci" })},
+			[]scheduler.Group{
+				{ServiceID: "r", Zone: "default", NanoCPUs: 9e9, TaskIDs: ids("t", 1)}, {ServiceID: "s", Zone: "default", NanoCPUs: 9e9, TaskIDs: ids("u", 1)},
+				{ServiceID: "s", Zone: "default", MemoryBytes: 9 * gib, TaskIDs: ids("v", 1)},
+				{ServiceID: "s", Zone: "default", MemoryBytes: 9 * gib, Constraints: []scheduler.Constraint{must(t, "node.role==manager")}, TaskIDs: ids("w", 1)},
+				{ServiceID: "s", Zone: "default", MemoryBytes: 9 * gib, SecretZones: [][]string{{"pci"}}, TaskIDs: ids("x", 1)},
+				{ServiceID: "s", Zone: "pci", MemoryBytes: 9 * gib, TaskIDs: ids("y", 1)}},
+			`t0: no suitable node (1 node in zone "pci", not "default"; 1 node: 9 CPUs reserved, 4 CPUs free)` + "\n" +
+				`u0: no suitable node (1 node in zone "pci", not "default"; 1 node: 9 CPUs reserved, 4 CPUs free)` + "\n" +
+				`v0: no suitable node (1 node in zone "pci", not "default"; 1 node: 9 GiB reserved, 8 GiB free)` + "\n" +
+				`w0: no suitable node (1 node in zone "pci", not "default"; 1 node without node.role==manager)` + "\n" +
+				`x0: no suitable node (1 node in zone "pci", not "default"; 1 node in zone "default", which a secret of the service may not enter)` + "\n" +
+				`y0: no suitable node (1 node in zone "default", not "pci"; 1 node: 9 GiB reserved, 8 GiB free)`},
 		{"no nodes", nil,
 			[]scheduler.Group{{ServiceID: "s", Zone: "default", TaskIDs: ids("t", 1)}},
 			"t0: no suitable node (the cluster has no nodes)"},
@@ -250,6 +265,100 @@ func TestPlaceLaws(t *testing.T) {
 	})
 }
 
+// A drawn cluster, and what each task should get by the plainest reading of the rules: of the nodes that fit, the best.
+func TestPlaceIsWhatTheRulesSay(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		zones := rapid.SampledFrom([]string{"default", "pci"})
+		var nodes []scheduler.Node
+		for i := range rapid.IntRange(0, 150).Draw(t, "nodes") { // more than one word of bits
+			nodes = append(nodes, node(fmt.Sprintf("n%03d", i), func(n *scheduler.Node) {
+				bits := rapid.Uint32().Draw(t, "node")
+				take := func(n uint32) int { v := bits % n; bits /= n; return int(v) }
+				n.Zone = []string{"default", "default", "pci"}[take(3)]
+				n.Ready, n.Active = take(8) > 0, take(8) > 0
+				n.NanoCPUs, n.MemoryBytes = int64(take(8)), int64(take(8))
+				n.UsedNanoCPUs = int64(take(4))
+				n.Labels = map[string]string{"a": []string{"x", "y", "z"}[take(3)]}
+				n.IP = []string{"10.0.0.1", "10.1.0.1", "", "192.0.2.1"}[take(4)]
+				n.Tasks = []int{0, 1, 2, 3, warden.AssignTasksMax - 1}[take(5)]
+				n.ServiceTasks = map[string]int{"s0": min(n.Tasks, take(3)), "s2": 0}
+				n.RecentFailures = map[string]int{"s1": take(8)}
+			}))
+		}
+		var groups []scheduler.Group
+		for i := range rapid.IntRange(0, 6).Draw(t, "groups") {
+			g := scheduler.Group{ServiceID: fmt.Sprintf("s%d", i%4), Zone: zones.Draw(t, "zone"), NanoCPUs: rapid.Int64Range(0, 2).Draw(t, "cpus"),
+				MemoryBytes: rapid.Int64Range(0, 2).Draw(t, "memory"), TaskIDs: ids(fmt.Sprintf("t%d-", i), rapid.IntRange(0, 300).Draw(t, "count"))}
+			for _, text := range []string{"node.labels.a==x", "node.labels.a!=y", "node.labels.b!=x", "node.ip==10.0.0.0/8", "node.ip!=10.0.0.1", "node.platform.arch==x86_64"} {
+				if rapid.IntRange(0, 4).Draw(t, text) == 0 {
+					c, err := scheduler.ParseConstraint(text)
+					if err != nil {
+						t.Fatal(err)
+					}
+					g.Constraints = append(g.Constraints, c)
+				}
+			}
+			groups = append(groups, g)
+		}
+		placed, unplaced := scheduler.Place(nodes, groups)
+		want, left := plainly(nodes, groups)
+		if !reflect.DeepEqual(append([]scheduler.Placement{}, placed...), want) {
+			t.Fatalf("Place() = %s\nwant %s", text(placed, nil), text(want, nil))
+		}
+		var not []string
+		for _, u := range unplaced {
+			not = append(not, u.TaskID)
+		}
+		if !reflect.DeepEqual(not, left) {
+			t.Fatalf("not placed: %v, want %v", not, left)
+		}
+	})
+}
+
+// plainly places one task after the other by looking at every node.
+func plainly(nodes []scheduler.Node, groups []scheduler.Group) (placed []scheduler.Placement, left []string) {
+	placed = []scheduler.Placement{}
+	nodes = slices.Clone(nodes)
+	for i := range nodes {
+		nodes[i].ServiceTasks = maps.Clone(nodes[i].ServiceTasks)
+	}
+	for _, g := range groups {
+		for _, id := range g.TaskIDs {
+			best := -1
+			for i, n := range nodes {
+				ok, _ := scheduler.Belongs(n, g)
+				if !ok || !n.Ready || !n.Active || n.Tasks >= warden.AssignTasksMax || g.NanoCPUs > 0 && n.NanoCPUs-n.UsedNanoCPUs < g.NanoCPUs ||
+					g.MemoryBytes > 0 && n.MemoryBytes-n.UsedMemoryBytes < g.MemoryBytes {
+					continue
+				}
+				if best < 0 || slices.Compare(standing(n, g), standing(nodes[best], g)) < 0 {
+					best = i
+				}
+			}
+			if best < 0 {
+				left = append(left, id)
+				continue
+			}
+			n := &nodes[best]
+			n.Tasks++
+			n.ServiceTasks[g.ServiceID]++
+			n.UsedNanoCPUs += g.NanoCPUs
+			n.UsedMemoryBytes += g.MemoryBytes
+			placed = append(placed, scheduler.Placement{TaskID: id, NodeID: n.ID})
+		}
+	}
+	return placed, left
+}
+
+// standing orders nodes of ascending IDs.
+func standing(n scheduler.Node, g scheduler.Group) []int {
+	failures := n.RecentFailures[g.ServiceID]
+	if failures < scheduler.FailuresMax {
+		failures = 0
+	}
+	return []int{failures, n.ServiceTasks[g.ServiceID], n.Tasks}
+}
+
 func TestPlaceSpreadsEvenly(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var nodes []scheduler.Node
@@ -269,43 +378,4 @@ func TestPlaceSpreadsEvenly(t *testing.T) {
 			t.Fatalf("%d to %d tasks per node", least, most)
 		}
 	})
-}
-
-func cluster(b *testing.B) []scheduler.Node {
-	nodes := make([]scheduler.Node, 1000)
-	for i := range nodes {
-		nodes[i] = node(fmt.Sprintf("n%04d", i), func(n *scheduler.Node) {
-			n.Labels, n.IP = map[string]string{"disk": "ssd", "rack": fmt.Sprint(i % 20)}, "10.0.0.1"
-			n.ServiceTasks = map[string]int{"other": 3}
-			n.Tasks = 3
-		})
-	}
-	return nodes
-}
-
-// 10,000 tasks on 1,000 nodes: one service, and as many services as tasks.
-func BenchmarkPlace(b *testing.B) {
-	nodes := cluster(b)
-	one := []scheduler.Group{{ServiceID: "s", Zone: "default", NanoCPUs: 1e7, MemoryBytes: 1 << 20, TaskIDs: ids("t", 10_000),
-		Constraints: []scheduler.Constraint{must(b, "node.labels.disk==ssd"), must(b, "node.labels.rack!=3"), must(b, "node.ip==10.0.0.0/8")}}}
-	var many, none []scheduler.Group
-	for i := range 100 {
-		many = append(many, scheduler.Group{ServiceID: fmt.Sprint("s", i), Zone: "default", NanoCPUs: 1e7, TaskIDs: ids(fmt.Sprint("t", i, "-"), 100)})
-	}
-	for i := range 10_000 {
-		none = append(none, scheduler.Group{ServiceID: fmt.Sprint("s", i), Zone: "default", NanoCPUs: 1e7, TaskIDs: []string{fmt.Sprint("t", i)}})
-	}
-	for _, bench := range []struct {
-		name   string
-		groups []scheduler.Group
-	}{{"1x10000", one}, {"100x100", many}, {"10000x1", none}} {
-		b.Run(bench.name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if placed, _ := scheduler.Place(nodes, bench.groups); len(placed) != 10_000 {
-					b.Fatalf("placed %d", len(placed))
-				}
-			}
-		})
-	}
 }

@@ -9,15 +9,19 @@ import (
 
 // tx is the application of one command.
 type tx struct {
+	s        *State
+	base     *memdb.Txn // the state before the command; reading it costs less than reading txn, which copies what it wrote then
 	txn      *memdb.Txn
 	index    uint64
 	now      int64 // effective command time
 	cmd      *api.Command
 	versions []uint64
-	changed  map[Key]struct{}
+	written  map[Key]Record   // the records that changed; nil: removed
+	added    map[api.Kind]int // records that came, less those that went
 	after    []func() error   // checks of the whole, run once all operations are done
 	uses     map[string]int   // uses of tokens that the command takes and no new node has claimed yet
-	loads    map[string]*load // of the nodes that the command places tasks on
+	loads    map[string]load  // of the nodes that the command places tasks on, before it
+	shifts   map[string]load  // what the command has changed of the load of nodes
 	genesis  bool             // no cluster existed before this command
 }
 
@@ -27,40 +31,42 @@ type load struct {
 	nanoCPUs, memoryBytes int64
 }
 
-// add counts the task in, or out with sign -1.
-func (l *load) add(t *api.Task, sign int) {
+// plus returns l with the task counted in, or out with sign -1.
+func (l load) plus(t *api.Task, sign int) load {
 	l.tasks += sign
 	l.nanoCPUs += int64(sign) * t.GetSpec().GetResources().GetReserveNanoCpus()
 	l.memoryBytes += int64(sign) * t.GetSpec().GetResources().GetReserveMemoryBytes()
-}
-
-// load returns what the node holds now, which costs a pass over its tasks once per command.
-func (x *tx) load(nodeID string) *load {
-	l := x.loads[nodeID]
-	if l == nil {
-		l = &load{}
-		x.loads[nodeID] = l
-		for _, t := range list[*api.Task](x.txn, api.Kind_KIND_TASK, byNode, nodeID) {
-			if t.Holds() {
-				l.add(t, 1)
-			}
-		}
-	}
 	return l
 }
 
-// shift keeps loads right when a task changes from old to next; either may be nil.
-func (x *tx) shift(old, next *api.Task) {
-	if l := x.loads[old.GetNodeId()]; l != nil && old.Holds() {
-		l.add(old, -1)
+// load returns what the node holds now, which costs a pass over its tasks once per command.
+func (x *tx) load(nodeID string) load {
+	l, ok := x.loads[nodeID]
+	if !ok {
+		for _, t := range list[*api.Task](x.base, api.Kind_KIND_TASK, byNode, nodeID) {
+			if t.Holds() {
+				l = l.plus(t, 1)
+			}
+		}
+		x.loads[nodeID] = l
 	}
-	if l := x.loads[next.GetNodeId()]; l != nil && next.Holds() {
-		l.add(next, 1)
+	d := x.shifts[nodeID]
+	return load{l.tasks + d.tasks, l.nanoCPUs + d.nanoCPUs, l.memoryBytes + d.memoryBytes}
+}
+
+// shift notes that a task changes from old to next; either may be nil.
+func (x *tx) shift(old, next *api.Task) {
+	if old.GetNodeId() != "" && old.Holds() {
+		x.shifts[old.GetNodeId()] = x.shifts[old.GetNodeId()].plus(old, -1)
+	}
+	if next.GetNodeId() != "" && next.Holds() {
+		x.shifts[next.GetNodeId()] = x.shifts[next.GetNodeId()].plus(next, 1)
 	}
 }
 
-func newTx(txn *memdb.Txn, index uint64, now int64, cmd *api.Command) *tx {
-	x := &tx{txn: txn, index: index, now: now, cmd: cmd, changed: map[Key]struct{}{}, uses: map[string]int{}, loads: map[string]*load{}}
+func newTx(s *State, txn *memdb.Txn, index uint64, now int64, cmd *api.Command) *tx {
+	x := &tx{s: s, base: s.db.Txn(false), txn: txn, index: index, now: now, cmd: cmd, written: map[Key]Record{}, added: map[api.Kind]int{},
+		uses: map[string]int{}, loads: map[string]load{}, shifts: map[string]load{}}
 	x.genesis = x.cluster() == nil
 	for _, o := range cmd.GetOperations() {
 		if u := o.GetUseToken(); u != nil {
@@ -144,7 +150,10 @@ func (x *tx) find(kind api.Kind, id string) Record {
 	if kind <= api.Kind_KIND_UNSPECIFIED || kind > api.Kind_KIND_EXPOSURE || id == "" {
 		return nil
 	}
-	raw, err := x.txn.First(table(kind), byID, id)
+	if r, ok := x.written[Key{kind, id}]; ok {
+		return r
+	}
+	raw, err := x.base.First(table(kind), byID, id)
 	must(err)
 	if raw == nil {
 		return nil
@@ -155,15 +164,18 @@ func (x *tx) find(kind api.Kind, id string) Record {
 // store writes next, which nobody shares, over old, and returns its version.
 func (x *tx) store(kind api.Kind, old, next Record) uint64 {
 	m := &api.Meta{Version: 1, Index: x.index, CreatedNs: x.now, UpdatedNs: x.now}
-	if old != nil {
+	if old == nil {
+		x.added[kind]++
+	} else {
 		m.Version, m.CreatedNs = old.GetMeta().GetVersion()+1, old.GetMeta().GetCreatedNs()
 	}
 	setMeta(next, m)
-	must(x.txn.Insert(table(kind), next))
 	if kind == api.Kind_KIND_TASK {
-		x.shift(as[*api.Task](old), as[*api.Task](next))
+		x.s.specs.share(as[*api.Task](old), next.(*api.Task))
+		x.shift(as[*api.Task](old), next.(*api.Task))
 	}
-	x.changed[Key{kind, next.GetId()}] = struct{}{}
+	must(x.txn.Insert(table(kind), next))
+	x.written[Key{kind, next.GetId()}] = next
 	return m.Version
 }
 
@@ -172,7 +184,8 @@ func (x *tx) remove(kind api.Kind, old Record) {
 	if kind == api.Kind_KIND_TASK {
 		x.shift(as[*api.Task](old), nil)
 	}
-	x.changed[Key{kind, old.GetId()}] = struct{}{}
+	x.added[kind]--
+	x.written[Key{kind, old.GetId()}] = nil
 }
 
 func (x *tx) cluster() *api.Cluster {

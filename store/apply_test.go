@@ -166,6 +166,16 @@ func TestLeafTTLChangeIsDated(t *testing.T) {
 	}
 }
 
+func TestDEKChangeIsDated(t *testing.T) {
+	w := newWorld(t)
+	w.ok(put(w.s.View().Cluster(), func(c *api.Cluster) { c.DekGeneration++ }))
+	at := w.now
+	w.ok(put(w.s.View().Cluster(), func(c *api.Cluster) { c.DekChangedNs = 1 }))
+	if got := w.s.View().Cluster().DekChangedNs; got != at {
+		t.Fatalf("changed at %d, want %d", got, at)
+	}
+}
+
 func TestSpecVersion(t *testing.T) {
 	w := newWorld(t)
 	w.ok(put(w.s.View().Service(w.web.Id), func(s *api.Service) { s.Spec.Replicas = 5 }))
@@ -394,7 +404,7 @@ func TestResolve(t *testing.T) {
 func TestViewsAreSortedAndImmutable(t *testing.T) {
 	w := newWorld(t)
 	for i := range uint64(11) {
-		w.ok(store.Put(storetest.SecretVersion(w.open, i+3), 0))
+		w.rotate(w.open, storetest.SecretVersion(w.open, i+3))
 	}
 	v := w.s.View()
 	for i, sv := range v.SecretVersions(w.open.Id) {

@@ -99,7 +99,6 @@ func TestBounds(t *testing.T) {
 		"restart delay":      {warden.CodeInvalid, task(func(s *api.TaskSpec) { s.RestartDelayNs = -1 })},
 		"references":         {warden.CodeTooLarge, task(func(s *api.TaskSpec) { s.Secrets = make([]*api.SecretReference, warden.SecretRefsMax+1) })},
 		"mode":               {warden.CodeInvalid, references(func(r *api.SecretReference) { r.Mode = 0o1000 })},
-		"no version":         {warden.CodeInvalid, references(func(r *api.SecretReference) { r.Version = 0 })},
 		"reference ID":       {warden.CodeInvalid, references(func(r *api.SecretReference) { r.SecretId = "x" })},
 		"reference name":     {warden.CodeNotFound, references(func(r *api.SecretReference) { r.SecretName = "card" })},
 		"target":             {warden.CodeInvalid, references(func(r *api.SecretReference) { r.Target = long(256) })},

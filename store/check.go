@@ -209,6 +209,7 @@ func checkSecretVersion(v *api.SecretVersion) error {
 		checkBytes("the sealed data key", v.GetWrappedKey(), wrappedKeyMax))
 }
 
+// checkTaskSpec checks what a service runs; that a task's references are resolved, its rule checks.
 func checkTaskSpec(s *api.TaskSpec) error {
 	if s == nil || s.GetImage() == "" {
 		return invalid("want an image")
@@ -240,6 +241,17 @@ func checkTaskSpec(s *api.TaskSpec) error {
 		checkWords(s.GetCommand()),
 		checkEnv(s.GetEnv()),
 		checkReferences(s.GetSecrets()))
+}
+
+// checkUpdate checks how a service is updated; nil is the default.
+func checkUpdate(u *api.UpdatePolicy) error {
+	if u.GetParallelism() > warden.ReplicasMax {
+		return warden.Errorf(warden.CodeTooLarge, "", "%d slots updated at once, at most %d", u.GetParallelism(), warden.ReplicasMax)
+	}
+	if u.GetDelayNs() < 0 || u.GetDelayNs() > int64(warden.UpdateDelayMax) {
+		return invalid("the delay between updated tasks is out of range")
+	}
+	return nil
 }
 
 func checkWords(words []string) error {
@@ -286,8 +298,6 @@ func checkReferences(refs []*api.SecretReference) error {
 			return invalid("two secrets have the target %s", clip(t))
 		case r.GetMode() > 0o777:
 			return invalid("the mode of secret %s is more than 0777", clip(r.GetSecretName()))
-		case r.GetVersion() == 0:
-			return invalid("secret %s is referenced without a version", clip(r.GetSecretName()))
 		}
 		if err := checkID("the ID of a referenced secret", r.GetSecretId()); err != nil {
 			return err

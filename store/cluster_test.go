@@ -464,15 +464,15 @@ func TestAppliedReachesCommitWithoutCommands(t *testing.T) {
 // raft says that an entry is applied as soon as it has handed it over; a lease must not count that.
 func TestAppliedNeverPrecedesTheView(t *testing.T) {
 	s := storetest.New(t)
-	secret := storetest.Secret("s")
-	r := storetest.Propose(t, s, store.Put(secret, 0), store.Put(storetest.SecretVersion(secret, 1), 0))
+	web := storetest.Service("web", "default")
+	r := storetest.Propose(t, s, store.Put(storetest.Zone(warden.DefaultZone), 0), store.Put(web, 0))
 	var wg sync.WaitGroup
 	done := make(chan struct{})
 	for worker := range uint64(8) {
 		wg.Go(func() {
 			var ops []*api.Operation
 			for i := range uint64(500) { // takes its time to apply
-				ops = append(ops, store.Put(storetest.SecretVersion(secret, 2+worker*500+i), 0))
+				ops = append(ops, store.Put(storetest.Task(web, 1+worker*500+i), 0))
 			}
 			if _, err := s.Propose(t.Context(), storetest.Command(ops...)); err != nil {
 				t.Error(err)

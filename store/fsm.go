@@ -64,19 +64,37 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 // Release implements raft.FSMSnapshot.
 func (s *snapshot) Release() {}
 
-// restoreObject inserts one record as it is.
-func restoreObject(txn *memdb.Txn, o *api.Object) error {
+// restorer inserts records into an empty state as they are. It keeps the IDs itself: a look into the database between writes costs more
+// than a write.
+type restorer struct {
+	s    *State
+	txn  *memdb.Txn
+	seen map[Key]struct{}
+}
+
+func newRestorer(s *State) *restorer {
+	return &restorer{s: s, txn: s.db.Txn(true), seen: map[Key]struct{}{}}
+}
+
+// object inserts one record. Errors: CodeCorrupt for one that lacks its ID or is there already.
+func (r *restorer) object(o *api.Object) error {
 	const op = "restoring an object"
-	kind, r := Unwrap(o)
-	if r == nil || r.GetId() == "" {
+	kind, rec := Unwrap(o)
+	if rec == nil || rec.GetId() == "" {
 		return warden.Errorf(warden.CodeCorrupt, op, "a %s without an ID", Noun(kind))
 	}
-	if twice, _ := txn.First(table(kind), byID, r.GetId()); twice != nil {
-		return warden.Errorf(warden.CodeCorrupt, op, "%s %s is twice there", Noun(kind), clip(r.GetId()))
+	key := Key{kind, rec.GetId()}
+	if _, twice := r.seen[key]; twice {
+		return warden.Errorf(warden.CodeCorrupt, op, "%s %s is twice there", Noun(kind), clip(rec.GetId()))
 	}
-	if r.GetMeta() == nil {
-		setMeta(r, &api.Meta{Version: 1, Index: 1})
+	r.seen[key] = struct{}{}
+	if rec.GetMeta() == nil {
+		setMeta(rec, &api.Meta{Version: 1, Index: 1})
 	}
-	must(txn.Insert(table(kind), r))
+	if t, ok := rec.(*api.Task); ok {
+		r.s.specs.share(nil, t)
+	}
+	r.s.counts[kind]++
+	must(r.txn.Insert(table(kind), rec))
 	return nil
 }

@@ -109,14 +109,19 @@ func laws(t *rapid.T, v *store.View) {
 			t.Fatalf("service %s is for zone %q, which is not there", s.Id, s.Spec.Task.Zone)
 		}
 		for _, r := range s.Spec.Task.Secrets {
-			if v.SecretVersion(r.SecretId, r.Version) == nil {
-				t.Fatalf("service %s uses %s, which is not there", s.Id, r.SecretName)
+			if v.Secret(r.SecretId) == nil || r.Version != 0 && v.SecretVersion(r.SecretId, r.Version) == nil {
+				t.Fatalf("service %s uses %s@%d, which is not there", s.Id, r.SecretName, r.Version)
 			}
 		}
 	}
 	for _, s := range v.Secrets() {
 		if v.SecretVersion(s.Id, s.CurrentVersion) == nil {
 			t.Fatalf("secret %s has no current version", s.Id)
+		}
+		for _, sv := range v.SecretVersions(s.Id) {
+			if sv.Version > s.CurrentVersion {
+				t.Fatalf("secret version %s is newer than the current one, %d", sv.Id, s.CurrentVersion)
+			}
 		}
 	}
 	for _, sv := range v.Exposures() {
@@ -126,6 +131,9 @@ func laws(t *rapid.T, v *store.View) {
 	}
 	for _, task := range v.Tasks() {
 		for _, r := range task.Spec.Secrets {
+			if !task.Status.State.Ended() && v.SecretVersion(r.SecretId, r.Version) == nil {
+				t.Fatalf("task %s is to have %s@%d, which is gone", task.Id, r.SecretName, r.Version)
+			}
 			if task.Holds() && v.Node(task.NodeId) != nil && v.Object(api.Kind_KIND_EXPOSURE, store.ExposureID(task.NodeId, r.SecretId, r.Version)) == nil {
 				t.Fatalf("task %s is on %s with secret %s, and no exposure says so", task.Id, task.NodeId, r.SecretName)
 			}
@@ -227,7 +235,7 @@ func (g *generator) operation(v *store.View) []*api.Operation {
 	zones := []string{"default", "pci", "dmz"}
 	zone := zones[g.pick(3)]
 	n := g.pick(5)
-	switch g.pick(17) {
+	switch g.pick(19) {
 	case 0:
 		if z := v.Zone(zone); z != nil {
 			return []*api.Operation{store.Delete(z)}
@@ -300,6 +308,11 @@ func (g *generator) operation(v *store.View) []*api.Operation {
 			}
 			fresh := storetest.Task(s, 1)
 			fresh.Id = id(n)
+			for _, r := range fresh.Spec.Secrets {
+				if r.Version == 0 {
+					r.Version = max(1, v.Secret(r.SecretId).CurrentVersion-uint64(g.pick(2)))
+				}
+			}
 			return []*api.Operation{store.Put(fresh, 0)}
 		}
 		switch g.pick(8) {
@@ -315,6 +328,18 @@ func (g *generator) operation(v *store.View) []*api.Operation {
 			return []*api.Operation{storetest.Report(task, states[g.pick(len(states))])}
 		}
 		return nil
+	case 17, 18:
+		secrets := v.Secrets()
+		if len(secrets) == 0 {
+			return nil
+		}
+		s := secrets[g.pick(len(secrets))]
+		if versions := v.SecretVersions(s.Id); g.pick(2) == 0 { // one goes, mostly refused
+			return []*api.Operation{store.Delete(versions[g.pick(len(versions))])}
+		}
+		next := api.Clone(s)
+		next.CurrentVersion++
+		return []*api.Operation{store.Put(next, s.Meta.Version), store.Put(storetest.SecretVersion(next, next.CurrentVersion), 0)}
 	}
 	return []*api.Operation{{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{NodeId: id(n + 1),
 		Description: &api.NodeDescription{NanoCpus: int64(g.pick(5)-1) * 1e9}, Ip: "10.0.0.1"}}}}
@@ -325,7 +350,9 @@ func (g *generator) service(v *store.View, n int, zone string) *api.Service {
 	s.Id = id(n)
 	s.Spec.Task.Resources.ReserveNanoCpus = int64(g.pick(4)) * 1e9
 	if secret := v.Secret(id(g.pick(5))); secret != nil {
-		s.Spec.Task.Secrets = []*api.SecretReference{storetest.Reference(secret)}
+		r := storetest.Reference(secret)
+		r.Version = uint64(g.pick(2)) // pinned, or following
+		s.Spec.Task.Secrets = []*api.SecretReference{r}
 	}
 	return s
 }
@@ -348,13 +375,21 @@ func TestLawsAreReached(t *testing.T) {
 		reached["nodes"] += len(v.Nodes()) - 1
 		reached["tombstones"] += len(v.Tombstones())
 		reached["exposures"] += len(v.Exposures())
+		for _, s := range v.Secrets() {
+			if s.CurrentVersion > 1 {
+				reached["rotated"]++
+			}
+			if len(v.SecretVersions(s.Id)) < int(s.CurrentVersion) {
+				reached["versions removed"]++
+			}
+		}
 		for _, t := range v.Tasks() {
 			if t.NodeId != "" {
 				reached["placed"]++
 			}
 		}
 	})
-	for _, want := range []string{"nodes", "tombstones", "exposures", "placed", "code ", "code " + string(warden.CodeConflict),
+	for _, want := range []string{"nodes", "tombstones", "exposures", "placed", "rotated", "versions removed", "code ", "code " + string(warden.CodeConflict),
 		"code " + string(warden.CodeWrongZone), "code " + string(warden.CodeInUse), "code " + string(warden.CodeNoFit)} {
 		if reached[want] == 0 {
 			t.Errorf("never reached: %s (%v)", want, reached)

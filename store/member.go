@@ -147,6 +147,7 @@ func (s *Store) observe() func() {
 				return
 			case <-seen:
 			}
+			s.counts.sawLeader(s.Leader())
 			s.leaderMu.Lock()
 			for _, ch := range s.leaderSubs {
 				select {

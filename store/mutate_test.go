@@ -107,8 +107,9 @@ func TestMutatedCommands(t *testing.T) {
 			{put(v.Service(w.web.Id), func(*api.Service) {})},
 			{store.Put(storetest.Placed(w.webTask, w.worker.Id), 1)},
 			{put(v.Task(w.running.Id), func(*api.Task) {}), storetest.Report(w.running, api.TaskState_TASK_RUNNING)},
-			{put(v.Secret(w.open.Id), func(*api.Secret) {}), store.Put(storetest.SecretVersion(w.open, 3), 0)},
-			{store.Delete(v.Task(w.webTask.Id)), store.Delete(v.Service(w.vault.Id)), store.Delete(v.SecretVersion(w.open.Id, 2))},
+			rotation(&w, w.open, storetest.SecretVersion(w.open, 3)),
+			{store.Delete(v.Task(w.webTask.Id)), store.Delete(v.Service(w.vault.Id))},
+			{store.Delete(v.SecretVersion(w.card.Id, 1))},
 			{{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{NodeId: w.worker.Id, Description: node.Description, Ip: "10.0.0.1"}}}},
 		}
 		for range 4 {

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -16,10 +17,11 @@ import (
 const (
 	heartbeatDefault = 500 * time.Millisecond
 	snapshotsKept    = 2
-	appendEntriesMax = 128 // entries of one append, each at most warden.CommandBytes
-	logCacheEntries  = 512 // likewise held in memory
+	appendEntriesMax = 128 // entries of one append, and of one write to the log, each at most warden.CommandBytes
 	bootstrapTimeout = 15 * time.Second
 	handOverTimeout  = 2 * time.Second
+	lastSnapshotMin  = 1024 // entries since the last snapshot, for one to be taken before stopping
+	lastSnapshotMax  = 2 * time.Second
 )
 
 // Open starts raft on what is on disk. With nothing there this is a joiner, which waits until a leader adds it. Errors: those
@@ -76,13 +78,12 @@ func Bootstrap(cfg Config, first *api.Command) (*Store, error) {
 // start starts raft and the goroutines of the store; it owns the stores from here on.
 func start(cfg Config, stores *Stores) (*Store, error) {
 	cfg.Logger = orDiscard(cfg.Logger)
-	logs, err := raft.NewLogCache(logCacheEntries, stores.Logs)
-	if err != nil {
-		stores.close()
-		return nil, warden.Wrap("opening the replicated log", err)
-	}
-	stores = &Stores{Logs: logs, Stable: stores.Stable, Snapshots: stores.Snapshots, Close: stores.Close}
-	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), stores: stores, done: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), done: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	behind := *stores
+	stores = &behind
+	stores.Logs = newLogCache(&timedLogs{stores.Logs, &s.counts.appends})
+	s.stores = stores
+	var err error
 	s.raft, err = raft.NewRaft(raftConfig(cfg), s.machine, stores.Logs, stores.Stable, stores.Snapshots, cfg.Transport)
 	if err != nil {
 		stores.close()
@@ -101,7 +102,9 @@ func raftConfig(cfg Config) *raft.Config {
 		c.HeartbeatTimeout = cfg.Heartbeat
 	}
 	c.ElectionTimeout = c.HeartbeatTimeout
-	c.LeaderLeaseTimeout = c.HeartbeatTimeout / 2
+	// The lease is raft's own hint to step down, not what makes reads safe (VerifyLeader does). At half of it, a leader on a machine that
+	// was busy for 250 ms stepped down though its followers had not missed it yet.
+	c.LeaderLeaseTimeout = c.HeartbeatTimeout
 	c.CommitTimeout = min(c.CommitTimeout, c.HeartbeatTimeout/2)
 	c.MaxAppendEntries = appendEntriesMax
 	c.ShutdownOnRemove = false
@@ -135,15 +138,40 @@ func openStores(cfg Config) (*Stores, error) {
 		return cfg.Stores, nil
 	}
 	logger := orDiscard(cfg.Logger)
-	snapshots, err := sealedlog.OpenSnapshots(cfg.Dir, cfg.ClusterID, cfg.NodeID, cfg.Sealer, snapshotsKept, logger)
-	if err != nil {
-		return nil, err
-	}
+	var snapshots *sealedlog.Snapshots
+	var failed error
+	var both sync.WaitGroup // each reads its files to their end
+	both.Go(func() {
+		snapshots, failed = sealedlog.OpenSnapshots(cfg.Dir, cfg.ClusterID, cfg.NodeID, cfg.Sealer, snapshotsKept, logger)
+	})
 	log, err := sealedlog.Open(cfg.Dir, cfg.ClusterID, cfg.NodeID, cfg.Sealer, logger)
+	both.Wait()
+	if failed != nil {
+		if err == nil {
+			log.Close()
+		}
+		return nil, failed
+	}
 	if err != nil {
 		return nil, err
 	}
-	return &Stores{Logs: log, Stable: log, Snapshots: snapshots, Close: log.Close}, nil
+	return &Stores{
+		Logs: log, Stable: log, Snapshots: snapshots, Close: log.Close,
+		Reseal: func(ctx context.Context) error {
+			if err := log.Reseal(ctx); err != nil {
+				return err
+			}
+			return snapshots.Reseal(ctx)
+		},
+		Stale: func() (int, error) {
+			inLog, err := log.Stale()
+			if err != nil {
+				return 0, err
+			}
+			n, err := snapshots.Stale()
+			return inLog + n, err
+		},
+	}, nil
 }
 
 func (s *Stores) close() error {
@@ -153,8 +181,8 @@ func (s *Stores) close() error {
 	return s.Close()
 }
 
-// Close hands leadership over where this manager leads others, then stops raft and closes the stores. ctx bounds the
-// handing over only. It may be called more than once.
+// Close hands leadership over where this manager leads others, takes a snapshot where much came since the last, so that the next start
+// has little to apply again, then stops raft and closes the stores. ctx bounds the first two only, each also 2 s. It may be called more than once.
 func (s *Store) Close(ctx context.Context) error {
 	var err error
 	s.closing.Do(func() {
@@ -165,7 +193,10 @@ func (s *Store) Close(ctx context.Context) error {
 			}
 			cancel()
 		}
+		s.lastSnapshotBeforeStop(ctx)
 		close(s.done)
+		s.resealing.Lock() // a re-sealing ends at s.done, and none begins after it
+		defer s.resealing.Unlock()
 		serr := s.raft.Shutdown().Error()
 		s.wg.Wait()
 		s.machine.hub.close()
@@ -175,4 +206,17 @@ func (s *Store) Close(ctx context.Context) error {
 		}
 	})
 	return err
+}
+
+// lastSnapshotBeforeStop takes a snapshot if it is worth it.
+func (s *Store) lastSnapshotBeforeStop(ctx context.Context) {
+	snapshot, _ := s.lastSnapshot()
+	if ctx.Err() != nil || s.raft.AppliedIndex() < snapshot+lastSnapshotMin {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lastSnapshotMax)
+	defer cancel()
+	if err := await(ctx, s.raft.Snapshot()); err != nil {
+		s.logger.Warn("failed to take a snapshot before stopping", "error", err)
+	}
 }

@@ -74,7 +74,7 @@ func frozen[T Record](old, next T, reset func(copy T)) error {
 
 // room refuses a new record beyond the bound of its kind.
 func (x *tx) room(kind api.Kind, most int) error {
-	if n := len(idsOf(x.txn, kind, byID+"_prefix", "")); n >= most {
+	if n := x.s.counts[kind] + x.added[kind]; n >= most {
 		return warden.Errorf(warden.CodeTooLarge, "", "there are %d, which is the most", n)
 	}
 	return nil
@@ -118,9 +118,10 @@ func (x *tx) ruleCluster(old, next *api.Cluster) error {
 		if x.cluster() != nil {
 			return warden.Errorf(warden.CodeExists, "", "there is a cluster record already")
 		}
-		next.LeafTtlChangedNs = 0
+		next.LeafTtlChangedNs, next.DekChangedNs = 0, x.now
 		return nil
 	}
+	relocked := old.GetAutolock() != next.GetAutolock() || string(old.GetUnlockRecipient()) != string(next.GetUnlockRecipient())
 	switch {
 	case string(old.GetRootCert()) != string(next.GetRootCert()):
 		return invalid("the root certificate never changes")
@@ -130,6 +131,16 @@ func (x *tx) ruleCluster(old, next *api.Cluster) error {
 		return invalid("the index of the last rotation never falls")
 	case next.GetIssuingGeneration() < old.GetIssuingGeneration() || next.GetKeysetGeneration() < old.GetKeysetGeneration():
 		return invalid("generations never fall")
+	case next.GetLockGeneration() < old.GetLockGeneration() || next.GetDekGeneration() < old.GetDekGeneration():
+		return invalid("the generations of lock and DEKs never fall")
+	case relocked && next.GetLockGeneration() == old.GetLockGeneration():
+		return invalid("another lock has another generation")
+	case relocked && next.GetAutolock() && next.GetDekGeneration() == old.GetDekGeneration():
+		return invalid("under another unlock key managers need other DEKs")
+	}
+	next.DekChangedNs = old.GetDekChangedNs()
+	if next.GetDekGeneration() != old.GetDekGeneration() {
+		next.DekChangedNs = x.now
 	}
 	next.LeafTtlChangedNs = old.GetLeafTtlChangedNs()
 	if next.GetLeafTtlNs() != old.GetLeafTtlNs() {

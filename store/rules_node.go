@@ -37,14 +37,8 @@ func (x *tx) ruleNode(old, next *api.Node) error {
 		}
 	}
 	if isManager(next) && !isManager(old) {
-		managers := 0
-		for _, n := range list[*api.Node](x.txn, api.Kind_KIND_NODE, byID+"_prefix", "") {
-			if isManager(n) {
-				managers++
-			}
-		}
-		if managers >= warden.ManagersMax {
-			return warden.Errorf(warden.CodeTooLarge, "", "there are %d managers, which is the most", managers)
+		if n := len(idsOf(x.txn, api.Kind_KIND_NODE, byManager, yes)); n >= warden.ManagersMax {
+			return warden.Errorf(warden.CodeTooLarge, "", "there are %d managers, which is the most", n)
 		}
 	}
 	next.WasManager = isManager(next) || old.GetWasManager()
@@ -114,7 +108,7 @@ func (x *tx) admitted(n *api.Node) error {
 
 // managersRemain refuses a command that leaves no manager: nobody could undo it.
 func (x *tx) managersRemain() error {
-	for _, n := range list[*api.Node](x.txn, api.Kind_KIND_NODE, byID+"_prefix", "") {
+	for _, n := range list[*api.Node](x.txn, api.Kind_KIND_NODE, byManager, yes) {
 		if n.EffectiveRole() == api.Role_ROLE_MANAGER && x.find(api.Kind_KIND_TOMBSTONE, n.GetId()) == nil {
 			return nil
 		}
@@ -172,7 +166,7 @@ func (x *tx) describeNode(d *api.DescribeNode) {
 		checkDescription(d.GetDescription()) != nil || checkText("", d.GetIp(), ipMax) != nil {
 		return
 	}
-	next := api.Clone(old)
+	next := shallow(old)
 	if d.GetDescription() != nil {
 		next.Description = d.GetDescription()
 	}

@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -67,7 +68,23 @@ func TestRules(t *testing.T) {
 			w.ok(updateCluster(func(c *api.Cluster) { c.KeysetGeneration = 2 })(w)...)
 			return updateCluster(func(c *api.Cluster) { c.KeysetGeneration = 1 })(w)
 		}},
-		{"cluster: autolock", "", updateCluster(func(c *api.Cluster) { c.Autolock, c.UnlockRecipient, c.UnlockKeyId = true, hash, "k1" })},
+		{"cluster: autolock", "", updateCluster(func(c *api.Cluster) {
+			c.Autolock, c.UnlockRecipient, c.UnlockKeyId = true, hash, "k1"
+			c.LockGeneration++
+			c.DekGeneration++
+		})},
+		{"cluster: autolock of the same generation", warden.CodeInvalid, updateCluster(func(c *api.Cluster) {
+			c.Autolock, c.UnlockRecipient, c.UnlockKeyId = true, hash, "k1"
+			c.DekGeneration++
+		})},
+		{"cluster: autolock under the same DEKs", warden.CodeInvalid, updateCluster(func(c *api.Cluster) {
+			c.Autolock, c.UnlockRecipient, c.UnlockKeyId = true, hash, "k1"
+			c.LockGeneration++
+		})},
+		{"cluster: generation of the DEKs falls", warden.CodeInvalid, func(w *world) ops {
+			w.ok(updateCluster(func(c *api.Cluster) { c.DekGeneration = 2 })(w)...)
+			return updateCluster(func(c *api.Cluster) { c.DekGeneration = 1 })(w)
+		}},
 
 		{"node: joins", "", func(w *world) ops { return node(w, func(*api.Node) {}) }},
 		{"node: as a worker with the token of another role", warden.CodeWrongRole, func(w *world) ops {
@@ -259,6 +276,26 @@ func TestRules(t *testing.T) {
 		{"service: secret of another zone", warden.CodeWrongZone, func(w *world) ops {
 			return service(func(s *api.Service) { s.Spec.Task.Secrets = []*api.SecretReference{storetest.Reference(w.card)} })
 		}},
+		{"service: follows a secret", "", func(w *world) ops {
+			return service(func(s *api.Service) { s.Spec.Task.Secrets = []*api.SecretReference{follows(w.open)} })
+		}},
+		{"service: follows a secret of another zone", warden.CodeWrongZone, func(w *world) ops {
+			return service(func(s *api.Service) { s.Spec.Task.Secrets = []*api.SecretReference{follows(w.card)} })
+		}},
+		{"service: updated in bounds", "", func(w *world) ops {
+			return service(func(s *api.Service) {
+				s.Spec.Update = &api.UpdatePolicy{Parallelism: warden.ReplicasMax, DelayNs: int64(warden.UpdateDelayMax)}
+			})
+		}},
+		{"service: updated too many at once", warden.CodeTooLarge, func(w *world) ops {
+			return service(func(s *api.Service) { s.Spec.Update = &api.UpdatePolicy{Parallelism: warden.ReplicasMax + 1} })
+		}},
+		{"service: updated too slowly", warden.CodeInvalid, func(w *world) ops {
+			return service(func(s *api.Service) { s.Spec.Update = &api.UpdatePolicy{DelayNs: int64(warden.UpdateDelayMax) + 1} })
+		}},
+		{"service: updated before now", warden.CodeInvalid, func(w *world) ops {
+			return service(func(s *api.Service) { s.Spec.Update = &api.UpdatePolicy{DelayNs: -1} })
+		}},
 		{"service: renamed", warden.CodeInvalid, func(w *world) ops {
 			return ops{put(w.s.View().Service(w.web.Id), func(s *api.Service) { s.Spec.Name = "x" })}
 		}},
@@ -277,8 +314,31 @@ func TestRules(t *testing.T) {
 			s := storetest.Secret("x", "pci", "pci")
 			return ops{store.Put(s, 0), store.Put(storetest.SecretVersion(s, 1), 0)}
 		}},
-		{"secret: rotated", "", func(w *world) ops {
-			return ops{put(w.s.View().Secret(w.open.Id), func(s *api.Secret) { s.CurrentVersion = 3 }), store.Put(storetest.SecretVersion(w.open, 3), 0)}
+		{"secret: rotated", "", func(w *world) ops { return rotation(w, w.open, storetest.SecretVersion(w.open, 3)) }},
+		{"secret: rotated, the version put first", "", func(w *world) ops {
+			o := rotation(w, w.open, storetest.SecretVersion(w.open, 3))
+			return ops{o[1], o[0]}
+		}},
+		{"secret: rotated without a value", warden.CodeNotFound, func(w *world) ops { return rotation(w, w.open, storetest.SecretVersion(w.open, 3))[:1] }},
+		{"secret: back to an older version", warden.CodeInvalid, func(w *world) ops {
+			return ops{put(w.s.View().Secret(w.open.Id), func(s *api.Secret) { s.CurrentVersion = 1 })}
+		}},
+		{"secret: rotated to what a follower can't hold", warden.CodeTooLarge, func(w *world) ops {
+			w.fill(8)
+			v := storetest.SecretVersion(w.open, 3)
+			v.SizeBytes = warden.TaskSecretsMax - 8*warden.SecretBytesMax + 1
+			return rotation(w, w.open, v)
+		}},
+		{"secret: rotated to all that a follower can hold", "", func(w *world) ops {
+			w.fill(8)
+			v := storetest.SecretVersion(w.open, 3)
+			v.SizeBytes = warden.TaskSecretsMax - 8*warden.SecretBytesMax
+			return rotation(w, w.open, v)
+		}},
+		{"secret: rotated after its zones left a follower out", warden.CodeWrongZone, func(w *world) ops {
+			w.ok(service(func(s *api.Service) { s.Spec.Task.Secrets = []*api.SecretReference{follows(w.open)} })...)
+			w.ok(put(w.s.View().Secret(w.open.Id), func(s *api.Secret) { s.Zones = []string{"pci"} }))
+			return rotation(w, w.open, storetest.SecretVersion(w.open, 3))
 		}},
 		{"secret: used by a service", warden.CodeInUse, func(w *world) ops { return ops{remove(w.s.View().Secret(w.open.Id))} }},
 		{"secret: used by a task", warden.CodeInUse, func(w *world) ops {
@@ -309,8 +369,38 @@ func TestRules(t *testing.T) {
 			s := storetest.Secret("late")
 			return ops{store.Put(s, 0), store.Put(storetest.SecretVersion(s, 1), 0)}
 		}},
-		{"secret version: used", warden.CodeInUse, func(w *world) ops { return ops{remove(w.s.View().SecretVersion(w.open.Id, 1))} }},
-		{"secret version: unused", "", func(w *world) ops { return ops{remove(w.s.View().SecretVersion(w.open.Id, 2))} }},
+		{"secret version: pinned and held", warden.CodeInUse, func(w *world) ops { return ops{remove(w.s.View().SecretVersion(w.open.Id, 1))} }},
+		{"secret version: held by tasks of a removed service", warden.CodeInUse, func(w *world) ops {
+			return ops{remove(w.s.View().Service(w.web.Id)), remove(w.s.View().SecretVersion(w.open.Id, 1))}
+		}},
+		{"secret version: held by a task that is to end", warden.CodeInUse, func(w *world) ops {
+			w.ok(remove(w.s.View().Service(w.web.Id)), remove(w.s.View().Task(w.webTask.Id)))
+			w.ok(updateRunning(func(t *api.Task) { t.DesiredState = api.TaskState_TASK_SHUTDOWN })(w)...)
+			return ops{remove(w.s.View().SecretVersion(w.open.Id, 1))}
+		}},
+		{"secret version: held by a task that is not placed", warden.CodeInUse, func(w *world) ops {
+			w.ok(storetest.Report(w.running, api.TaskState_TASK_COMPLETE))
+			return ops{remove(w.s.View().Service(w.web.Id)), remove(w.s.View().SecretVersion(w.open.Id, 1))}
+		}},
+		{"secret version: its last task ended", "", func(w *world) ops {
+			w.ok(storetest.Report(w.running, api.TaskState_TASK_COMPLETE))
+			return ops{remove(w.s.View().Service(w.web.Id)), remove(w.s.View().Task(w.webTask.Id)), remove(w.s.View().SecretVersion(w.open.Id, 1))}
+		}},
+		{"secret version: older than a follower's", "", func(w *world) ops {
+			w.ok(service(func(s *api.Service) { s.Spec.Task.Secrets = []*api.SecretReference{follows(w.open)} })...)
+			w.rotate(w.open, storetest.SecretVersion(w.open, 3))
+			return ops{remove(w.s.View().SecretVersion(w.open.Id, 2))}
+		}},
+		{"secret version: put without becoming the current one", warden.CodeInvalid, func(w *world) ops {
+			return ops{store.Put(storetest.SecretVersion(w.open, 3), 0)}
+		}},
+		{"secret version: a number that was used", warden.CodeInvalid, func(w *world) ops {
+			w.rotate(w.open, storetest.SecretVersion(w.open, 3))
+			w.ok(remove(w.s.View().SecretVersion(w.open.Id, 2)))
+			return ops{store.Put(storetest.SecretVersion(w.open, 2), 0)}
+		}},
+		{"secret version: the last that there may be", "", func(w *world) ops { return w.versions(warden.SecretVersionsMax - 1) }},
+		{"secret version: one too many", warden.CodeTooLarge, func(w *world) ops { return w.versions(warden.SecretVersionsMax) }},
 		{"secret version: current", warden.CodeInUse, func(w *world) ops {
 			s := storetest.Secret("x")
 			w.ok(store.Put(s, 0), store.Put(storetest.SecretVersion(s, 1), 0))
@@ -319,6 +409,18 @@ func TestRules(t *testing.T) {
 
 		{"task: of no service", warden.CodeNotFound, func(w *world) ops {
 			return ops{store.Put(storetest.Task(storetest.Service("x", "default"), 1), 0)}
+		}},
+		{"task: with a secret of no version", warden.CodeInvalid, func(w *world) ops {
+			t := storetest.Task(w.web, 3)
+			t.Spec.Secrets = []*api.SecretReference{follows(w.open)}
+			return ops{store.Put(t, 0)}
+		}},
+		{"task: with a version that was removed", warden.CodeNotFound, func(w *world) ops {
+			w.rotate(w.open, storetest.SecretVersion(w.open, 3))
+			w.ok(remove(w.s.View().SecretVersion(w.open.Id, 2)))
+			t := storetest.Task(w.web, 3)
+			t.Spec.Secrets[0].Version = 2
+			return ops{store.Put(t, 0)}
 		}},
 		{"task: unknown state", warden.CodeInvalid, func(w *world) ops {
 			t := storetest.Task(w.web, 3)
@@ -412,4 +514,27 @@ func TestRules(t *testing.T) {
 			}
 		})
 	}
+}
+
+// fill stores n secrets of the most bytes and a service that has them, and follows open.
+func (w *world) fill(n int) {
+	w.t.Helper()
+	s := storetest.Service("full", "default", follows(w.open))
+	for i := range n {
+		secret := storetest.Secret(fmt.Sprint("full", i))
+		v := storetest.SecretVersion(secret, 1)
+		v.SizeBytes = warden.SecretBytesMax
+		w.ok(store.Put(secret, 0), store.Put(v, 0))
+		s.Spec.Task.Secrets = append(s.Spec.Task.Secrets, storetest.Reference(secret))
+	}
+	w.ok(store.Put(s, 0))
+}
+
+// versions rotates open until it has n versions, and returns the next rotation.
+func (w *world) versions(n int) ops {
+	w.t.Helper()
+	for len(w.s.View().SecretVersions(w.open.Id)) < n {
+		w.rotate(w.open, storetest.SecretVersion(w.open, w.s.View().Secret(w.open.Id).CurrentVersion+1))
+	}
+	return rotation(w, w.open, storetest.SecretVersion(w.open, w.s.View().Secret(w.open.Id).CurrentVersion+1))
 }

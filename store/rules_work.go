@@ -17,6 +17,7 @@ func (x *tx) ruleService(old, next *api.Service) error {
 		checkID("the service's ID", next.GetId()),
 		checkLabels("labels", spec.GetLabels()),
 		checkTaskSpec(spec.GetTask()),
+		checkUpdate(spec.GetUpdate()),
 		x.zoneExists(zone)); err != nil {
 		return err
 	}
@@ -40,17 +41,22 @@ func (x *tx) ruleService(old, next *api.Service) error {
 	return nil
 }
 
-// secretsMayEnter refuses references to secrets that don't exist or whose zones leave this one out (I6).
+// secretsMayEnter refuses references to secrets or versions that don't exist, or whose zones leave this one out (I6), and more
+// than a task can hold. Version 0 is the current one.
 func (x *tx) secretsMayEnter(refs []*api.SecretReference, zone string) error {
 	var total uint64
 	for _, r := range refs {
 		secret := as[*api.Secret](x.find(api.Kind_KIND_SECRET, r.GetSecretId()))
-		version := as[*api.SecretVersion](x.find(api.Kind_KIND_SECRET_VERSION, SecretVersionID(r.GetSecretId(), r.GetVersion())))
+		n := r.GetVersion()
+		if n == 0 {
+			n = secret.GetCurrentVersion()
+		}
+		version := as[*api.SecretVersion](x.find(api.Kind_KIND_SECRET_VERSION, SecretVersionID(r.GetSecretId(), n)))
 		switch {
 		case secret == nil || secret.GetName() != r.GetSecretName():
 			return warden.Errorf(warden.CodeNotFound, "", "no secret is %s (%s)", clip(r.GetSecretName()), r.GetSecretId())
 		case version == nil:
-			return warden.Errorf(warden.CodeNotFound, "", "secret %s has no version %d", secret.GetName(), r.GetVersion())
+			return warden.Errorf(warden.CodeNotFound, "", "secret %s has no version %d", secret.GetName(), n)
 		case len(secret.GetZones()) > 0 && !slices.Contains(secret.GetZones(), zone):
 			return warden.Errorf(warden.CodeWrongZone, "", "secret %s may not enter zone %s", secret.GetName(), clip(zone))
 		}
@@ -74,12 +80,15 @@ func (x *tx) ruleTask(old, next *api.Task) error {
 		if service == nil || service.GetSpec().GetName() != next.GetServiceName() {
 			return warden.Errorf(warden.CodeNotFound, "", "no service is %s (%s)", clip(next.GetServiceName()), clip(next.GetServiceId()))
 		}
-		if err := firstError(checkID("the task's ID", next.GetId()), checkTaskSpec(next.GetSpec())); err != nil {
+		if err := firstError(checkID("the task's ID", next.GetId()), checkTaskSpec(next.GetSpec()), x.resolved(next.GetSpec().GetSecrets())); err != nil {
 			return err
 		}
 	} else {
 		now, then := next.GetStatus().GetState(), old.GetStatus().GetState()
+		stops := next.GetDesiredState() == api.TaskState_TASK_SHUTDOWN
 		switch {
+		case stops && (next.GetSpec().GetStopGraceNs() < 0 || next.GetSpec().GetStopGraceNs() > int64(warden.StopGraceMax)):
+			return invalid("the time to stop is out of range")
 		case next.GetDesiredState() < old.GetDesiredState():
 			return warden.Errorf(warden.CodeConflict, "", "it is to end, and is never started again")
 		case now < then || then.Ended() && now != then:
@@ -89,12 +98,28 @@ func (x *tx) ruleTask(old, next *api.Task) error {
 		}
 		if err := frozen(old, next, func(c *api.Task) {
 			c.NodeId, c.DesiredState, c.Status, c.StartAfterNs = old.GetNodeId(), old.GetDesiredState(), old.GetStatus(), old.GetStartAfterNs()
+			if c.GetSpec() != nil && stops { // in the time that its service gives now
+				c.Spec.StopGraceNs = old.GetSpec().GetStopGraceNs()
+			}
 		}); err != nil {
 			return err
 		}
 	}
 	if next.GetNodeId() != "" && old.GetNodeId() == "" {
 		return x.place(next)
+	}
+	return nil
+}
+
+// resolved refuses references that name no version, or one that is gone: from here on the task holds it (secretUsers).
+func (x *tx) resolved(refs []*api.SecretReference) error {
+	for _, r := range refs {
+		if r.GetVersion() == 0 {
+			return invalid("secret %s is referenced without a version", clip(r.GetSecretName()))
+		}
+		if x.find(api.Kind_KIND_SECRET_VERSION, SecretVersionID(r.GetSecretId(), r.GetVersion())) == nil {
+			return warden.Errorf(warden.CodeNotFound, "", "secret %s has no version %d", clip(r.GetSecretName()), r.GetVersion())
+		}
 	}
 	return nil
 }
@@ -210,10 +235,10 @@ func (x *tx) reportTask(r *api.ReportTask) {
 	case api.TaskState_name[int32(state)] == "" || state < then || then.Ended():
 		return
 	}
-	next := api.Clone(old)
+	next := shallow(old)
 	next.Status = r.GetStatus()
 	clipStatus(next.Status)
-	if !proto.Equal(old, next) {
+	if !proto.Equal(old.GetStatus(), next.GetStatus()) {
 		x.store(api.Kind_KIND_TASK, old, next)
 	}
 }
@@ -249,8 +274,27 @@ func (x *tx) ruleSecret(old, next *api.Secret) error {
 	if old == nil {
 		return firstError(x.unique(api.Kind_KIND_SECRET, next.GetName()), x.room(api.Kind_KIND_SECRET, warden.SecretsMax))
 	}
-	if old.GetName() != next.GetName() {
+	switch {
+	case old.GetName() != next.GetName():
 		return invalid("the name of a secret never changes")
+	case next.GetCurrentVersion() < old.GetCurrentVersion():
+		return invalid("the current version never falls") // nor is a number used twice: exposures name it
+	case next.GetCurrentVersion() > old.GetCurrentVersion():
+		x.after = append(x.after, func() error { return x.followersBear(next.GetId()) })
+	}
+	return nil
+}
+
+// followersBear refuses a new current version that a service which follows the secret can't have.
+func (x *tx) followersBear(secretID string) error {
+	for _, s := range list[*api.Service](x.txn, api.Kind_KIND_SERVICE, bySecret, secretID) {
+		t := s.GetSpec().GetTask()
+		if !slices.ContainsFunc(t.GetSecrets(), func(r *api.SecretReference) bool { return r.GetSecretId() == secretID && r.GetVersion() == 0 }) {
+			continue
+		}
+		if err := x.secretsMayEnter(t.GetSecrets(), t.GetZone()); err != nil {
+			return warden.Wrap("putting secret "+secretID+", which service "+s.GetSpec().GetName()+" follows", err)
+		}
 	}
 	return nil
 }
@@ -266,7 +310,7 @@ func (x *tx) ruleDeleteSecret(old *api.Secret) error {
 	return nil
 }
 
-// secretUsers names the services and the tasks that have not ended which use the version; 0: any.
+// secretUsers names the services that pin the version and the tasks that have it and have not ended; 0: all that use the secret.
 func (x *tx) secretUsers(secretID string, version uint64) []string {
 	uses := func(spec *api.TaskSpec) bool {
 		return slices.ContainsFunc(spec.GetSecrets(), func(r *api.SecretReference) bool {
@@ -306,6 +350,16 @@ func (x *tx) ruleSecretVersion(old, next *api.SecretVersion) error {
 	if x.find(api.Kind_KIND_SECRET, next.GetSecretId()) == nil {
 		return warden.Errorf(warden.CodeNotFound, "", "there is no secret %s", clip(next.GetSecretId()))
 	}
+	if n := len(idsOf(x.txn, api.Kind_KIND_SECRET_VERSION, bySecret, next.GetSecretId())); n >= warden.SecretVersionsMax {
+		return warden.Hint(warden.Errorf(warden.CodeTooLarge, "", "the secret has %d versions, which is the most", n),
+			"remove some that nothing uses: wardenctl secret rm NAME@VERSION")
+	}
+	x.after = append(x.after, func() error {
+		if current := as[*api.Secret](x.find(api.Kind_KIND_SECRET, next.GetSecretId())); current.GetCurrentVersion() != next.GetVersion() {
+			return warden.Errorf(warden.CodeInvalid, "putting secret version "+next.GetId(), "a new version becomes the current one")
+		}
+		return nil
+	})
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"io"
+	"iter"
 
 	"google.golang.org/protobuf/encoding/protodelim"
 	"google.golang.org/protobuf/proto"
@@ -23,15 +24,15 @@ const recordMax = warden.CommandBytes + 64<<10
 func WriteSnapshot(w io.Writer, objects ...*api.Object) error {
 	s := NewState()
 	s.index = 1
-	txn := s.db.Txn(true)
+	to := newRestorer(s)
 	for _, o := range objects {
-		if err := restoreObject(txn, api.Clone(o)); err != nil {
+		if err := to.object(api.Clone(o)); err != nil {
 			return err
 		}
 		_, r := Unwrap(o)
 		s.time = max(s.time, r.GetMeta().GetUpdatedNs())
 	}
-	txn.Commit()
+	to.txn.Commit()
 	return s.View().Write(w)
 }
 
@@ -97,15 +98,17 @@ func ReadState(r io.Reader) (*State, error) {
 	}
 	s := NewState()
 	s.index, s.time, s.stored = h.GetIndex(), h.GetTimeNs(), int(h.GetResults())
-	txn := s.db.Txn(true)
-	defer txn.Abort() // does nothing once committed
-	for i := range h.GetObjects() {
-		o := &api.Object{}
-		if err := next(o); err != nil {
-			return corrupt("reading object %d of %d: %w", i+1, h.GetObjects(), err)
+	to := newRestorer(s)
+	defer to.txn.Abort() // does nothing once committed
+	requestIDs, indexes := map[string]bool{}, map[uint64]bool{}
+	for batch := range decoded(next, h.GetObjects()) {
+		for _, o := range batch.objects {
+			if err := to.object(o); err != nil {
+				return nil, warden.Wrap(op, err)
+			}
 		}
-		if err := restoreObject(txn, o); err != nil {
-			return nil, warden.Wrap(op, err)
+		if batch.err != nil {
+			return corrupt("reading object %d of %d: %w", len(to.seen)+1, h.GetObjects(), batch.err)
 		}
 	}
 	for i := range h.GetResults() {
@@ -116,17 +119,61 @@ func ReadState(r io.Reader) (*State, error) {
 		if sr.GetRequestId() == "" || sr.GetResult().GetIndex() == 0 {
 			return corrupt("result %d of %d lacks its request or index", i+1, h.GetResults())
 		}
-		if twice, _ := txn.First(requests, byID, sr.GetRequestId()); twice != nil {
+		if requestIDs[sr.GetRequestId()] {
 			return corrupt("request %q is twice there", clip(sr.GetRequestId()))
 		}
-		if twice, _ := txn.First(requests, bySeq, seq(sr.GetResult().GetIndex())); twice != nil {
+		if indexes[sr.GetResult().GetIndex()] {
 			return corrupt("result of index %d is twice there", sr.GetResult().GetIndex())
 		}
-		must(txn.Insert(requests, sr))
+		requestIDs[sr.GetRequestId()], indexes[sr.GetResult().GetIndex()] = true, true
+		must(to.txn.Insert(requests, sr))
 	}
 	if _, err := buf.ReadByte(); !errors.Is(err, io.EOF) {
 		return corrupt("bytes follow its end")
 	}
-	txn.Commit()
+	to.txn.Commit()
 	return s, nil
+}
+
+// objects is a part of a snapshot, and the error that ended it.
+type objects struct {
+	objects []*api.Object
+	err     error
+}
+
+// decoded reads n objects by next, in parts: one is decoded while the one before is put into the tables. The goroutine that
+// reads ends with the loop over the parts.
+func decoded(next func(proto.Message) error, n uint64) iter.Seq[objects] {
+	return func(yield func(objects) bool) {
+		parts, stop, done := make(chan objects, 4), make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(done)
+			defer close(parts)
+			for left := n; left > 0; {
+				var p objects
+				for range min(left, 256) {
+					o := &api.Object{}
+					if p.err = next(o); p.err != nil {
+						break
+					}
+					p.objects = append(p.objects, o)
+					left--
+				}
+				select {
+				case parts <- p:
+				case <-stop:
+					return
+				}
+				if p.err != nil {
+					return
+				}
+			}
+		}()
+		defer func() { close(stop); <-done }() // the reader is the caller's again
+		for p := range parts {
+			if !yield(p) {
+				return
+			}
+		}
+	}
 }

@@ -16,10 +16,18 @@ type State struct {
 	index  uint64 // of the last command applied
 	time   int64  // last command time, Unix nanoseconds; never falls
 	stored int    // rows of the table of request results
+	counts map[api.Kind]int
+	specs  specs
 }
 
-// NewState returns the empty state.
-func NewState() *State { return &State{db: newDB()} }
+// versionsKept is up to how many operations of a command the versions are remembered with its result. Those that have more come from the
+// orchestrator and the dispatcher, which don't ask again, and 10,000 results of 2,000 versions would be most of the state.
+const versionsKept = 16
+
+// NewState returns the empty state. Its database is a snapshot of an empty one: those keep no books for watches, which nobody uses here.
+func NewState() *State {
+	return &State{db: newDB().Snapshot(), counts: map[api.Kind]int{}}
+}
 
 // View returns the state as it is now.
 func (s *State) View() *View { return &View{db: s.db.Snapshot(), index: s.index, time: s.time} }
@@ -47,30 +55,37 @@ func (s *State) Apply(index uint64, data []byte) (*api.Result, []Key) {
 		txn.Abort()
 		return raw.(*api.StoredResult).GetResult(), nil
 	}
-	x := newTx(txn, index, s.time, cmd)
+	x := newTx(s, txn, index, s.time, cmd)
 	result, keys := &api.Result{Index: index}, []Key(nil)
 	if err := x.run(); err != nil {
 		txn.Abort()
 		txn = s.db.Txn(true)
 		result = failed(index, err)
 	} else {
-		result.Versions, keys = x.versions, sortedKeys(x.changed)
+		result.Versions, keys = x.versions, sortedKeys(x.written)
+		for kind, n := range x.added {
+			s.counts[kind] += n
+		}
 	}
-	s.keep(txn, &api.StoredResult{RequestId: cmd.GetRequestId(), Result: result})
+	kept := result
+	if len(kept.GetVersions()) > versionsKept {
+		kept = &api.Result{Index: result.GetIndex()}
+	}
+	s.keep(txn, &api.StoredResult{RequestId: cmd.GetRequestId(), Result: kept})
 	txn.Commit()
 	return result, keys
 }
 
 // keep stores a result, and forgets the oldest beyond the bound.
 func (s *State) keep(txn *memdb.Txn, r *api.StoredResult) {
-	must(txn.Insert(requests, r))
 	s.stored++
-	for s.stored > warden.RequestsKept {
+	if s.stored > warden.RequestsKept { // the oldest is read before the table is written to: see tx.base
 		oldest, err := txn.First(requests, bySeq+"_prefix", "")
 		must(err)
 		must(txn.Delete(requests, oldest))
 		s.stored--
 	}
+	must(txn.Insert(requests, r))
 }
 
 // must stops the process where memdb refuses what the schema allows: a bug of ours that must not become a divergence.

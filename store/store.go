@@ -25,20 +25,25 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/store/sealedlog"
 )
 
-// Sealer seals what is on disk; *autolock.Keyring is one.
-type Sealer interface {
-	Seal(plaintext, aad []byte) ([]byte, error)
-	Open(sealed, aad []byte) ([]byte, error)
-}
+// Sealer seals what is on disk; *autolock.Keyring is one. Reseal wants a Rotating.
+type Sealer = sealedlog.Sealer
+
+// Rotating is a Sealer whose keys rotate. The holder of a keyring is one: to rotate, put the new keyring, which still opens what
+// the old one sealed, in the holder, then call Store.Reseal, and drop the old key when Store.Stale has returned 0. Seal, Open and
+// UnderPrimary each read the present keyring once and may be called at any time.
+type Rotating = sealedlog.Rotating
 
 // Stores is where raft keeps its log, its vote and its snapshots.
 type Stores struct {
 	Logs      raft.LogStore
 	Stable    raft.StableStore
 	Snapshots raft.SnapshotStore
-	Close     func() error // nil: nothing to close
+	Close     func() error                // nil: nothing to close
+	Reseal    func(context.Context) error // nil: nothing is sealed
+	Stale     func() (int, error)         // nil as Reseal
 }
 
 // Config is what a store needs.
@@ -50,7 +55,7 @@ type Config struct {
 	Logger            *slog.Logger
 	SnapshotThreshold uint64           // entries after which a snapshot is taken; 0: warden.SnapshotThreshold
 	TrailingLogs      uint64           // entries kept behind a snapshot; 0: warden.SnapshotTrailing
-	Heartbeat         time.Duration    // heartbeat and election timeout; 0: 500 ms. The leader's lease is half of it.
+	Heartbeat         time.Duration    // heartbeat and election timeout, and the leader's lease; 0: 500 ms
 	Now               func() time.Time // nil: time.Now
 	Stores            *Stores          // nil: sealed files in Dir. Tests keep them in memory.
 }
@@ -66,6 +71,8 @@ type Store struct {
 	wg      sync.WaitGroup
 	closing sync.Once
 
+	resealing sync.Mutex // held across Reseal; Close waits for it
+
 	lastTime atomic.Int64  // newest command time proposed here
 	inFlight atomic.Int64  // proposals that wait for their commit
 	nudge    chan struct{} // holds one token while followers wait to learn of a commit
@@ -75,6 +82,8 @@ type Store struct {
 
 	leaderMu   sync.Mutex // guards leaderSubs
 	leaderSubs []chan struct{}
+
+	counts counts
 }
 
 // applyQueueTimeout bounds how long a proposal waits to get into raft's queue.
@@ -111,6 +120,7 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 		return nil, warden.Errorf(warden.CodeTooLarge, op, "%d bytes, at most %d", len(data), warden.CommandBytes)
 	}
 	s.inFlight.Add(1)
+	start := time.Now()
 	f := s.raft.Apply(data, applyQueueTimeout)
 	err = await(ctx, f)
 	if s.inFlight.Add(-1) == 0 && err == nil {
@@ -122,6 +132,7 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 	if err != nil {
 		return nil, s.raftError(op, err)
 	}
+	s.counts.commits.Observe(time.Since(start))
 	result, ok := f.Response().(*api.Result)
 	if !ok {
 		return nil, warden.Errorf(warden.CodeInternal, op, "the apply gave no result")
@@ -219,6 +230,64 @@ func (s *Store) Snapshot() error {
 		return s.raftError("taking a snapshot", err)
 	}
 	return nil
+}
+
+// Reseal puts all that is on disk, log, stable values and the newest snapshot, under the present primary of Config.Sealer, and
+// removes what was under older keys; beside everything else that the store does. Killed at any point, the next Open finds the old state
+// or the new one, under a keyring that has both keys. It returns nil when a scan has found nothing stale; the older key opens no byte
+// on disk then. With nothing stale it does nothing. Errors: CodeUnsupported if the Sealer is no Rotating; CodeConflict if the
+// primary changed meanwhile (call it again); CodeUnavailable after Close; those of ctx and of the disk: what was done then stays, and
+// calling it again goes on.
+func (s *Store) Reseal(ctx context.Context) error {
+	const op = "re-sealing what is on disk"
+	s.resealing.Lock()
+	defer s.resealing.Unlock()
+	if s.closed() {
+		return warden.Errorf(warden.CodeUnavailable, op, "the store is closed")
+	}
+	if s.stores.Reseal == nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() {
+		select {
+		case <-s.done:
+			cancel()
+		case <-stop:
+		}
+	}()
+	if err := s.stores.Reseal(ctx); err != nil {
+		if s.closed() {
+			return warden.Errorf(warden.CodeUnavailable, op, "the store is closed")
+		}
+		return warden.Wrap(op, err)
+	}
+	n, err := s.stores.Stale()
+	if err == nil && n > 0 {
+		err = warden.Hint(warden.Errorf(warden.CodeConflict, op, "%d records are under an older key, which was rotated meanwhile", n), "re-seal again")
+	}
+	return warden.Wrap(op, err)
+}
+
+// Stale counts what is on disk under another key than the present primary of Config.Sealer: log entries, stable values and snapshots.
+// 0 means that older keys open no byte on disk. Cost: one pass over the log file. Errors: CodeUnsupported as Reseal; those of reading.
+func (s *Store) Stale() (int, error) {
+	if s.stores.Stale == nil {
+		return 0, nil
+	}
+	return s.stores.Stale()
+}
+
+func (s *Store) closed() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
 }
 
 // await waits for the future or for ctx. The goroutine ends with the future, at the latest when raft shuts down.

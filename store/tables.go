@@ -26,7 +26,10 @@ const (
 	byService = "service"
 	bySecret  = "secret"
 	bySeq     = "seq"
+	byManager = "manager" // of nodes: those that are or are to become managers, under yes
 )
+
+const yes = "yes"
 
 // requests is the table of results of the last request IDs.
 const requests = "requests"
@@ -118,7 +121,13 @@ func schema() *memdb.DBSchema {
 	add(table(api.Kind_KIND_NODE), id(),
 		index(byName, false, one(func(o any) string { return o.(*api.Node).GetHostname() })),
 		index(byZone, false, one(func(o any) string { return o.(*api.Node).GetZone() })),
-		index(byKey, false, many(func(o any) []string { return nodeKeys(o.(*api.Node)) })))
+		index(byKey, false, many(func(o any) []string { return nodeKeys(o.(*api.Node)) })),
+		index(byManager, false, one(func(o any) string {
+			if isManager(o.(*api.Node)) {
+				return yes
+			}
+			return ""
+		})))
 	add(table(api.Kind_KIND_TOMBSTONE), id(),
 		index(byKey, false, many(func(o any) []string { return hashStrings(o.(*api.Tombstone).GetKeyHashes()...) })))
 	add(table(api.Kind_KIND_ZONE), id(),

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -37,6 +38,16 @@ func (v *View) Node(id string) *api.Node { return get[*api.Node](v, api.Kind_KIN
 // Nodes returns all nodes.
 func (v *View) Nodes() []*api.Node { return all[*api.Node](v, api.Kind_KIND_NODE) }
 
+// NodesByKey returns the nodes that the hash of a key belongs to: their current or next one, or the one that they joined with.
+func (v *View) NodesByKey(hash []byte) []*api.Node {
+	return list[*api.Node](v.txn(), api.Kind_KIND_NODE, byKey, hex.EncodeToString(hash))
+}
+
+// Managers returns the nodes that are managers or are to become ones: all that either role of their record says it of.
+func (v *View) Managers() []*api.Node {
+	return list[*api.Node](v.txn(), api.Kind_KIND_NODE, byManager, yes)
+}
+
 // Tombstone returns the tombstone of the node ID.
 func (v *View) Tombstone(id string) *api.Tombstone {
 	return get[*api.Tombstone](v, api.Kind_KIND_TOMBSTONE, id)
@@ -45,6 +56,11 @@ func (v *View) Tombstone(id string) *api.Tombstone {
 // Tombstones returns all tombstones.
 func (v *View) Tombstones() []*api.Tombstone {
 	return all[*api.Tombstone](v, api.Kind_KIND_TOMBSTONE)
+}
+
+// TombstoneByKey returns the tombstone of a node that had the key with this hash.
+func (v *View) TombstoneByKey(hash []byte) *api.Tombstone {
+	return first[*api.Tombstone](v.txn(), api.Kind_KIND_TOMBSTONE, byKey, hex.EncodeToString(hash))
 }
 
 // Zone returns the zone with the name.
@@ -128,6 +144,15 @@ func (v *View) ExposuresByNode(id string) []*api.Exposure {
 
 // Exposures returns all exposures.
 func (v *View) Exposures() []*api.Exposure { return all[*api.Exposure](v, api.Kind_KIND_EXPOSURE) }
+
+// Result returns what the command with the request ID gave; nil where none is remembered. The versions are left out of large ones.
+func (v *View) Result(requestID string) *api.Result {
+	raw, err := v.txn().First(requests, byID, requestID)
+	if err != nil || raw == nil {
+		return nil
+	}
+	return raw.(*api.StoredResult).GetResult()
+}
 
 // Object returns the record of any kind with the ID, or nil.
 func (v *View) Object(kind api.Kind, id string) *api.Object {

@@ -164,7 +164,7 @@ func (h *hub) remove(w *Watcher) {
 	}
 }
 
-func sortedKeys(set map[Key]struct{}) []Key {
+func sortedKeys[V any](set map[Key]V) []Key {
 	keys := make([]Key, 0, len(set))
 	for k := range set {
 		keys = append(keys, k)

@@ -63,18 +63,18 @@ func TestRefusedCommandsAreNotPublished(t *testing.T) {
 
 func TestWatchOverflowResyncs(t *testing.T) {
 	s := storetest.New(t)
-	w := s.Watch(api.Kind_KIND_TOKEN, api.Kind_KIND_SECRET_VERSION)
+	w := s.Watch(api.Kind_KIND_TOKEN, api.Kind_KIND_TASK)
 	defer w.Close()
-	secret := storetest.Secret("s")
-	storetest.Propose(t, s, store.Put(secret, 0), store.Put(storetest.SecretVersion(secret, 1), 0))
-	version := uint64(1)
+	web := storetest.Service("web", "default")
+	storetest.Propose(t, s, store.Put(storetest.Zone(warden.DefaultZone), 0), store.Put(web, 0), store.Put(storetest.Task(web, 1), 0))
+	slot := uint64(1)
 	fill := func(n int) {
 		for n > 0 {
 			var ops []*api.Operation
 			for range min(n, warden.CommandOpsMax) {
-				version++
+				slot++
 				n--
-				ops = append(ops, store.Put(storetest.SecretVersion(secret, version), 0))
+				ops = append(ops, store.Put(storetest.Task(web, slot), 0))
 			}
 			storetest.Propose(t, s, ops...)
 		}

@@ -34,7 +34,7 @@ type world struct {
 	webTask, vaultTask   *api.Task // pending
 	running              *api.Task // of web, on worker
 	lastKeys             []store.Key
-	openV, cardV, second *api.SecretVersion
+	openV, cardV, second *api.SecretVersion // the second is open's current one
 }
 
 func newWorld(t tb) *world {
@@ -49,7 +49,8 @@ func newWorld(t tb) *world {
 	w.ok(storetest.Join(w.pci)...)
 	w.open, w.card = storetest.Secret("open"), storetest.Secret("card", "pci")
 	w.openV, w.cardV, w.second = storetest.SecretVersion(w.open, 1), storetest.SecretVersion(w.card, 1), storetest.SecretVersion(w.open, 2)
-	w.ok(store.Put(w.open, 0), store.Put(w.openV, 0), store.Put(w.second, 0), store.Put(w.card, 0), store.Put(w.cardV, 0))
+	w.ok(store.Put(w.open, 0), store.Put(w.openV, 0), store.Put(w.card, 0), store.Put(w.cardV, 0))
+	w.rotate(w.open, w.second)
 	w.web = storetest.Service("web", "default", storetest.Reference(w.open))
 	w.vault = storetest.Service("vault", "pci", storetest.Reference(w.card))
 	w.ok(store.Put(w.web, 0), store.Put(w.vault, 0))
@@ -88,6 +89,23 @@ func (w *world) ok(ops ...*api.Operation) *api.Result {
 	if r.Code != "" {
 		w.t.Fatalf("apply = %s [%s], want it applied", r.Text, r.Code)
 	}
+	return r
+}
+
+// rotate makes a version the current one.
+func (w *world) rotate(s *api.Secret, v *api.SecretVersion) {
+	w.t.Helper()
+	w.ok(rotation(w, s, v)...)
+}
+
+func rotation(w *world, s *api.Secret, v *api.SecretVersion) ops {
+	return ops{put(w.s.View().Secret(s.Id), func(s *api.Secret) { s.CurrentVersion = v.Version }), store.Put(v, 0)}
+}
+
+// follows returns a reference to whatever version is current.
+func follows(s *api.Secret) *api.SecretReference {
+	r := storetest.Reference(s)
+	r.Version = 0
 	return r
 }
 

@@ -119,20 +119,33 @@ func Fill(p Plan, dir string) error {
 
 // Replace puts a mount with the files of p in the place of the one at target in the mount namespace of the process pidfd.
 // A reader finds the old file or the new one, never none; one that has the old file open keeps it. Where the kernel can mount
-// beneath (Linux 6.5) the old mount is then taken away, else it stays under the new one until the task ends. Errors:
-// CodeUnsupported, CodeInternal; then the old mount is as it was.
+// beneath (Linux 6.5) the old mount is then taken away, else it stays under the new one until the task ends. A symbolic link
+// anywhere in target is refused: what the task can change must not lead elsewhere. Errors: CodeUnsupported, CodeInternal; then the
+// old mount is as it was.
 func Replace(pidfd int, target string, p Plan) error {
 	mount, err := Build(p)
 	if err != nil {
 		return err
 	}
 	defer mount.Close()
+	return fail("replacing the tmpfs at "+target, onOwnThread(func() error { return replace(pidfd, int(mount.Fd()), target) }))
+}
+
+// onOwnThread runs f on a thread that ends with it, since it is of no more use. The main thread never ends: it would keep this
+// process in the task's mount namespace, and that namespace's secrets alive. While it is held here, f gets another.
+func onOwnThread(f func() error) error {
 	done := make(chan error)
-	go func() { // ends with its thread, which is of no more use: never unlocked
+	go func() { // ends with f
 		runtime.LockOSThread()
-		done <- replace(pidfd, int(mount.Fd()), target)
+		if unix.Gettid() != unix.Getpid() {
+			done <- f()
+			return // still locked: the thread ends
+		}
+		err := onOwnThread(f)
+		runtime.UnlockOSThread()
+		done <- err
 	}()
-	return fail("replacing the tmpfs at "+target, <-done)
+	return <-done
 }
 
 func replace(pidfd, fd int, target string) error {
@@ -142,11 +155,16 @@ func replace(pidfd, fd int, target string) error {
 	if err := unix.Setns(pidfd, unix.CLONE_NEWNS); err != nil {
 		return err
 	}
-	const beneath = unix.MOVE_MOUNT_F_EMPTY_PATH | moveMountBeneath
-	if err := unix.MoveMount(fd, "", unix.AT_FDCWD, target, beneath); err == nil {
+	dir, err := unix.Openat2(unix.AT_FDCWD, target, &unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS})
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	const here = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+	if err := unix.MoveMount(fd, "", dir, "", here|moveMountBeneath); err == nil {
 		return unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	}
-	return unix.MoveMount(fd, "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return unix.MoveMount(fd, "", dir, "", here)
 }
 
 // write makes the files of p in the directory fd, which nobody else has seen yet.

@@ -3,6 +3,7 @@ package tmpfsmount_test
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -253,17 +254,37 @@ func TestReplace(t *testing.T) {
 	}
 	ask("", "attached")
 	ask("read", "old <nil>")
-	for _, value := range []string{"new", "newer"} {
+	here, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	value := ""
+	for _, value = range []string{"new", "newer"} {
 		if err := tmpfsmount.Replace(pidfd, target, plan(t, file("name", value))); err != nil {
 			t.Fatalf("Replace() = %v", err)
 		}
 		ask("read", value+" <nil>")
+	}
+	for range 300 { // on whichever thread
+		if err := tmpfsmount.Replace(pidfd, target, plan(t, file("name", value))); err != nil {
+			t.Fatalf("Replace() = %v", err)
+		}
+	}
+	if ns, err := os.Readlink("/proc/self/ns/mnt"); err != nil || ns != here { // the main thread's, which never ends
+		t.Errorf("after Replace() this process is in the mount namespace %s, %v, want %s", ns, err, here)
 	}
 	ask("held", "old <nil>")
 	ask("write", "open "+filepath.Join(target, "name")+": read-only file system")
 	ask("mounts", "1")
 	if err := tmpfsmount.Replace(pidfd, filepath.Join(target, "none"), plan(t)); warden.CodeOf(err) != warden.CodeInternal {
 		t.Errorf("Replace(no such directory) = %v", err)
+	}
+	link := filepath.Join(t.TempDir(), "link")
+	if err := os.Symlink(target, link); err != nil {
+		t.Fatal(err)
+	}
+	if err := tmpfsmount.Replace(pidfd, link, plan(t, file("name", "stray"))); !errors.Is(err, unix.ELOOP) {
+		t.Errorf("Replace(through a link) = %v, want %v", err, unix.ELOOP)
 	}
 	ask("read", "newer <nil>")
 	if entries, err := os.ReadDir(target); err != nil || len(entries) != 0 {

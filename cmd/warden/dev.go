@@ -117,7 +117,8 @@ func (n *devNode) start(dir string) error {
 	if err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
-	n.cmd = exec.Command(self, "run", "--state-dir", filepath.Join(base, "state"), "--socket", n.socket, "--listen", n.address, "--hostname", n.name)
+	n.cmd = exec.Command(self, "run", "--state-dir", filepath.Join(base, "state"), "--socket", n.socket, "--listen", n.address, "--hostname", n.name,
+		"--executor", "process")
 	n.cmd.Stdout, n.cmd.Stderr = log, log
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := n.cmd.Start(); err != nil {

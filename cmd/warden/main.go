@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warden"
+	"warden/executor/docker"
 	"warden/executor/process"
 )
 
@@ -22,7 +23,7 @@ import (
 var version = "dev"
 
 func main() {
-	if process.Main(os.Args) {
+	if process.Main(os.Args) || docker.Main(os.Args) {
 		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)

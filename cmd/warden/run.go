@@ -12,14 +12,13 @@ import (
 
 	"warden"
 	"warden/daemon"
-	"warden/executor"
-	"warden/executor/process"
+	"warden/internal/collector"
 )
 
 // options of `warden run`. Each is also an environment variable: WARDEN_STATE_DIR for --state-dir.
 type options struct {
-	stateDir, listen, advertise, socket, executor, hostname, logLevel, logFormat string
-	engineLabels                                                                 []string
+	stateDir, listen, advertise, socket, executor, hostname, metrics, logLevel, logFormat string
+	engineLabels                                                                          []string
 }
 
 func runCommand() *cobra.Command {
@@ -32,7 +31,8 @@ func runCommand() *cobra.Command {
 It starts uninitialised and does nothing until "wardenctl swarm init" or "wardenctl swarm join" tells it what it is. Tasks
 that run when it stops go on, and are found again when it starts.
 
-Each flag is also an environment variable: --state-dir is WARDEN_STATE_DIR. A flag wins over its variable.`,
+Each flag is also an environment variable: --state-dir is WARDEN_STATE_DIR. A flag wins over its variable. DOCKER_HOST names
+the socket of a Docker Engine on this machine (unix:///path).`,
 		Example: `  warden run
   warden run --state-dir /srv/warden --listen 10.0.0.5:2377 --engine-label rack=r7`,
 		Args: cobra.NoArgs,
@@ -44,6 +44,7 @@ Each flag is also an environment variable: --state-dir is WARDEN_STATE_DIR. A fl
 			if err != nil {
 				return err
 			}
+			collector.Tune(cmd.Context())
 			return daemon.Run(cmd.Context(), cfg)
 		},
 	}
@@ -53,9 +54,10 @@ Each flag is also an environment variable: --state-dir is WARDEN_STATE_DIR. A fl
 	f.StringVar(&o.listen, "listen", "0.0.0.0:2377", "address of a manager's one port; workers open none")
 	f.StringVar(&o.advertise, "advertise", "", "address[:port] where others reach this node (default: found out)")
 	f.StringVar(&o.socket, "socket", warden.DefaultSocket, "path of the local socket")
-	f.StringVar(&o.executor, "executor", "auto", "what runs tasks: auto or process")
+	f.StringVar(&o.executor, "executor", "auto", "what runs tasks: auto, docker or process; auto is docker where an engine answers at the start")
 	f.StringVar(&o.hostname, "hostname", host, "name that this node reports")
 	f.StringArrayVar(&o.engineLabels, "engine-label", nil, "label k=v that this node reports of itself; never trusted for security")
+	f.StringVar(&o.metrics, "metrics", "", "address[:port] where Prometheus is shown metrics; a port alone is on loopback (default: nowhere)")
 	f.StringVar(&o.logLevel, "log-level", "info", "debug, info, warn or error")
 	f.StringVar(&o.logFormat, "log-format", "text", "text or json")
 	return cmd
@@ -76,7 +78,7 @@ func fromEnvironment(flags *pflag.FlagSet) (err error) {
 
 func (o options) config(cmd *cobra.Command) (daemon.Config, error) {
 	cfg := daemon.Config{
-		StateDir: o.stateDir, Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Hostname: o.hostname, Version: version,
+		StateDir: o.stateDir, Listen: o.listen, Advertise: o.advertise, Socket: o.socket, Hostname: o.hostname, Version: version, Metrics: o.metrics,
 		EngineLabels: map[string]string{},
 	}
 	usage := func(op, format string, args ...any) error {
@@ -115,17 +117,6 @@ func (o options) config(cmd *cobra.Command) (daemon.Config, error) {
 		return cfg, usage("reading --state-dir", "%v", err)
 	}
 	cfg.StateDir = dir
-	cfg.Executor, err = o.newExecutor(filepath.Join(dir, "tasks"), cfg.Logger)
+	cfg.Executor, err = o.newExecutor(cmd.Context(), filepath.Join(dir, "tasks"), cfg.Logger)
 	return cfg, err
-}
-
-func (o options) newExecutor(dir string, logger *slog.Logger) (executor.Executor, error) {
-	if o.executor != "auto" && o.executor != "process" {
-		return nil, warden.Errorf(warden.CodeUsage, "reading --executor", "%q is not auto or process", o.executor)
-	}
-	self, err := os.Executable()
-	if err != nil {
-		return nil, warden.Recode(warden.CodeInternal, "finding this program", err)
-	}
-	return process.New(dir, self, logger.With("part", "executor"))
 }

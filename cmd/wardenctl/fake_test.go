@@ -9,9 +9,11 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 
 	"warden"
 	"warden/api"
+	"warden/autolock"
 	"warden/internal/courier"
 )
 
@@ -29,7 +31,13 @@ type fake struct {
 	events  []*api.Event
 	chunks  []*api.LogChunk
 	silent  []string
+	refuse  error // of a change of the lock
+	lose    error // likewise, after it was made where made is set
+	made    bool
 	serial  int
+	uses    []*api.SecretUse
+	rotates []string // what RotateSecret got, as "name value"
+	races   int      // updates that somebody else is faster than
 }
 
 const (
@@ -67,6 +75,8 @@ func newFakeManager(created time.Time) *fake {
 	f.add(&api.Object{Of: &api.Object_Node{Node: &api.Node{Id: "w1bbbbbbbbbbbbbbbbbbbbbbb", Meta: meta(ns), Hostname: "w1", Role: api.Role_ROLE_WORKER, DesiredRole: api.Role_ROLE_WORKER,
 		Zone: "pci", Availability: api.Availability_AVAILABILITY_ACTIVE, Ip: "192.0.2.2", Labels: map[string]string{"disk": "ssd"}, Description: &api.NodeDescription{Version: "1.0.0"}}}})
 	f.status.Nodes = f.states
+	f.add(&api.Object{Of: &api.Object_Cluster{Cluster: &api.Cluster{Id: "cluster00000000000000000", Meta: meta(ns), RootCert: []byte("DER of the root"), IssuingGeneration: 1,
+		LockGeneration: 1, DekGeneration: 1}}})
 	f.add(&api.Object{Of: &api.Object_Zone{Zone: &api.Zone{Id: "z1ccccccccccccccccccccccc", Meta: meta(ns), Name: "default"}}})
 	return f
 }
@@ -78,6 +88,8 @@ func (f *fake) add(o *api.Object) { f.objects = append(f.objects, o) }
 // key returns kind, ID and name of an object.
 func key(o *api.Object) (api.Kind, string, string) {
 	switch of := o.GetOf().(type) {
+	case *api.Object_Cluster:
+		return api.Kind_KIND_CLUSTER, of.Cluster.GetId(), ""
 	case *api.Object_Node:
 		return api.Kind_KIND_NODE, of.Node.GetId(), of.Node.GetHostname()
 	case *api.Object_Zone:
@@ -136,6 +148,13 @@ func (f *fake) List(_ context.Context, r *api.ListRequest) (*api.ListReply, erro
 	if r.GetKind() == api.Kind_KIND_NODE {
 		reply.Nodes = f.states
 	}
+	for _, s := range pick(reply, (*api.Object).GetSecret) {
+		for _, u := range f.uses {
+			if u.GetSecretId() == s.GetId() {
+				reply.Uses = append(reply.Uses, u)
+			}
+		}
+	}
 	return reply, nil
 }
 
@@ -173,9 +192,42 @@ func (f *fake) CreateSecret(_ context.Context, r *api.CreateSecretRequest) (*api
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id := f.newID("s")
-	f.add(&api.Object{Of: &api.Object_Secret{Secret: &api.Secret{Id: id, Meta: meta(time.Now().UnixNano()), Name: r.GetName(), Labels: r.GetLabels(), Zones: r.GetZones(),
-		CurrentVersion: uint64(len(r.GetData()))}}}) // the fake shows the size that arrived
+	f.add(&api.Object{Of: &api.Object_Secret{Secret: &api.Secret{Id: id, Meta: meta(time.Now().UnixNano()), Name: r.GetName(), Labels: r.GetLabels(), Zones: r.GetZones(), CurrentVersion: 1}}})
+	f.uses = append(f.uses, &api.SecretUse{SecretId: id, Version: 1, SizeBytes: uint64(len(r.GetData())), Current: true, CreatedNs: time.Now().UnixNano()})
 	return f.change(id), nil
+}
+
+// followers returns the names of services that have the secret without a version.
+func (f *fake) followers(name string) (names []string) {
+	for _, o := range f.objects {
+		if slices.ContainsFunc(o.GetService().GetSpec().GetTask().GetSecrets(), func(r *api.SecretReference) bool { return r.GetSecretName() == name && r.GetVersion() == 0 }) {
+			names = append(names, o.GetService().GetSpec().GetName())
+		}
+	}
+	return names
+}
+
+func (f *fake) RotateSecret(_ context.Context, r *api.RotateSecretRequest) (*api.RotateSecretReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i, err := f.find(api.Kind_KIND_SECRET, r.GetReference())
+	if err != nil {
+		return nil, err
+	}
+	s := api.Clone(f.objects[i].GetSecret())
+	if s.GetName() == "stuck" {
+		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeTooLarge, "rotating secret "+s.GetName(), "it has 100 versions"), "remove some"))
+	}
+	s.CurrentVersion++
+	f.objects[i] = &api.Object{Of: &api.Object_Secret{Secret: s}}
+	f.rotates = append(f.rotates, s.GetName()+" "+string(r.GetData()))
+	for _, u := range f.uses {
+		if u.GetSecretId() == s.GetId() {
+			u.Current = false
+		}
+	}
+	f.uses = append(f.uses, &api.SecretUse{SecretId: s.GetId(), Version: s.GetCurrentVersion(), SizeBytes: uint64(len(r.GetData())), Current: true, Services: f.followers(s.GetName())})
+	return &api.RotateSecretReply{Id: s.GetId(), Version: s.GetCurrentVersion(), Services: f.followers(s.GetName())}, nil
 }
 
 func (f *fake) RemoveSecret(_ context.Context, r *api.ReferenceRequest) (*api.ChangeReply, error) {
@@ -186,6 +238,14 @@ func (f *fake) CreateService(_ context.Context, r *api.CreateServiceRequest) (*a
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	id, spec, now := f.newID("v"), r.GetSpec(), time.Now().UnixNano()
+	for _, r := range spec.GetTask().GetSecrets() { // as a manager does
+		if r.Target == "" {
+			r.Target = r.GetSecretName()
+		}
+		if i, err := f.find(api.Kind_KIND_SECRET, r.GetSecretName()); err == nil {
+			r.SecretId = f.objects[i].GetSecret().GetId()
+		}
+	}
 	f.add(&api.Object{Of: &api.Object_Service{Service: &api.Service{Id: id, Meta: meta(now), Spec: spec}}})
 	for slot := uint64(1); slot <= spec.GetReplicas(); slot++ {
 		task := &api.Task{Id: f.newID("t"), Meta: meta(now), ServiceId: id, ServiceName: spec.GetName(), Slot: slot, DesiredState: api.TaskState_TASK_RUNNING, Spec: spec.GetTask(),
@@ -197,6 +257,33 @@ func (f *fake) CreateService(_ context.Context, r *api.CreateServiceRequest) (*a
 		f.add(&api.Object{Of: &api.Object_Task{Task: task}})
 	}
 	return f.change(id), nil
+}
+
+func (f *fake) UpdateService(_ context.Context, r *api.UpdateServiceRequest) (*api.ChangeReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	i, err := f.find(api.Kind_KIND_SERVICE, r.GetReference())
+	if err != nil {
+		return nil, err
+	}
+	s := api.Clone(f.objects[i].GetService())
+	if f.races > 0 {
+		f.races--
+		s.Meta.Version++
+		f.objects[i] = &api.Object{Of: &api.Object_Service{Service: s}}
+	}
+	if s.GetMeta().GetVersion() != r.GetVersion() {
+		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeConflict, "updating service "+r.GetReference(), "it was changed meanwhile"), "read it again"))
+	}
+	if r.GetSpec().GetTask().GetZone() == "dmz" {
+		return nil, api.Error(warden.Hint(warden.Errorf(warden.CodeNotFound, "updating service "+r.GetReference(), `no zone is named "dmz"`), "declare it first"))
+	}
+	if !proto.Equal(s.GetSpec(), r.GetSpec()) {
+		s.Meta.Version++
+	}
+	s.Spec = r.GetSpec()
+	f.objects[i] = &api.Object{Of: &api.Object_Service{Service: s}}
+	return &api.ChangeReply{Id: s.GetId(), Version: s.GetMeta().GetVersion(), Index: 8}, nil
 }
 
 func (f *fake) ScaleService(_ context.Context, r *api.ScaleServiceRequest) (*api.ChangeReply, error) {
@@ -255,6 +342,16 @@ func (f *fake) RemoveNode(_ context.Context, r *api.RemoveNodeRequest) (*api.Rem
 	if r.GetCompromised() {
 		at := time.Date(2026, 3, 1, 10, 0, 0, 0, time.UTC).UnixNano()
 		reply.Exposures = []*api.Exposure{{SecretName: "db-password", Version: 2, FirstNs: at, LastNs: at + int64(time.Hour)}}
+		for _, u := range f.uses { // whatever is current, and of "old" the first version alone
+			i, err := f.find(api.Kind_KIND_SECRET, u.GetSecretId())
+			if err != nil {
+				return nil, err
+			}
+			name := f.objects[i].GetSecret().GetName()
+			if name == "old" && u.GetVersion() == 1 || name != "old" && name != "elsewhere" && u.GetCurrent() {
+				reply.Exposures = append(reply.Exposures, &api.Exposure{SecretId: u.GetSecretId(), SecretName: name, Version: u.GetVersion(), FirstNs: at, LastNs: at})
+			}
+		}
 		reply.Done, reply.Todo = []string{"its connections were cut"}, []string{"give secret db-password a new value"}
 	}
 	return reply, nil
@@ -264,6 +361,90 @@ func (f *fake) UpdateCluster(_ context.Context, r *api.UpdateClusterRequest) (*a
 	if r.GetLeafTtlNs() > int64(warden.LeafTTLMax) {
 		return nil, api.Error(warden.Errorf(warden.CodeInvalid, "changing the cluster", "the life of certificates is over %s", warden.LeafTTLMax))
 	}
+	if r.Autolock == nil {
+		return f.change("cluster"), nil
+	}
+	if !r.GetAutolock() {
+		return f.relock(nil)
+	}
+	return f.relock(r.GetUnlockRecipient())
+}
+
+func (f *fake) RotateUnlockKey(_ context.Context, r *api.RotateUnlockKeyRequest) (*api.ChangeReply, error) {
+	return f.relock(r.GetUnlockRecipient())
+}
+
+// relock makes the recipient the cluster's, and that of every manager but those that are unreachable. What it answers, refuse and lose
+// may replace: a refusal for sure, and an answer that is lost before or after the change.
+func (f *fake) relock(recipient []byte) (*api.ChangeReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse != nil {
+		return nil, api.Error(f.refuse)
+	}
+	c := f.cluster()
+	c.Autolock, c.UnlockKeyId = len(recipient) > 0, ""
+	if c.Autolock {
+		to, err := autolock.ParseRecipient(recipient)
+		if err != nil {
+			return nil, api.Error(err)
+		}
+		c.UnlockKeyId = to.KeyID()
+		c.DekGeneration++
+	}
+	if f.lose != nil && !f.made {
+		c.UnlockKeyId = "key0000001"
+		return nil, api.Error(f.lose)
+	}
+	f.follow()
+	if f.lose != nil {
+		return nil, api.Error(f.lose)
+	}
+	return f.change("cluster"), nil
+}
+
+func (f *fake) cluster() *api.Cluster {
+	for _, o := range f.objects {
+		if c := o.GetCluster(); c != nil {
+			return c
+		}
+	}
+	return nil
+}
+
+// lock turns autolock on under the key with this ID.
+func (f *fake) lock(id string) {
+	c := f.cluster()
+	c.Autolock, c.UnlockKeyId = true, id
+	f.follow()
+}
+
+// follow has the managers that are reachable do what the cluster says.
+func (f *fake) follow() {
+	for _, s := range f.states {
+		if s.Reachable {
+			s.LockState, s.UnlockKeyId, s.DekGeneration = "unlocked", f.cluster().UnlockKeyId, f.cluster().DekGeneration
+			for _, o := range f.objects {
+				if n := o.GetNode(); n.GetId() == s.NodeId {
+					n.LeafDekGeneration = s.DekGeneration
+				}
+			}
+		}
+	}
+}
+
+func (f *fake) RotateDEK(context.Context, *api.RotateDEKRequest) (*api.ChangeReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cluster().DekGeneration++
+	f.follow()
+	return f.change("cluster"), nil
+}
+
+func (f *fake) RotateIssuing(context.Context, *api.RotateIssuingRequest) (*api.ChangeReply, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cluster().IssuingGeneration++
 	return f.change("cluster"), nil
 }
 
@@ -314,9 +495,8 @@ func (f *fake) Init(_ context.Context, r *api.InitRequest) (*api.InitReply, erro
 	}
 	reply := &api.InitReply{ClusterId: "cluster", NodeId: "m1aaaaaaaaaaaaaaaaaaaaaaa"}
 	if r.GetAutolock() {
-		var err error
-		if reply.SealedUnlockKey, err = courier.Seal(r.GetInbox(), []byte(fakeUnlockKey)); err != nil {
-			return nil, api.Error(err)
+		if len(r.GetUnlockRecipient()) != 32 {
+			return nil, api.Error(warden.Errorf(warden.CodeInvalid, "starting a cluster", "the unlock recipient has %d bytes", len(r.GetUnlockRecipient())))
 		}
 		reply.UnlockKeyId = "key0000001"
 	}

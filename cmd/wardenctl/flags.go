@@ -58,6 +58,16 @@ func parseDuration(s string) (time.Duration, error) {
 	return d, nil
 }
 
+// zeroOr makes a flag of an update understand "0", which takes back what was set.
+func zeroOr[T ~int64](parse func(string) (T, error)) func(string) (T, error) {
+	return func(s string) (T, error) {
+		if s == "0" {
+			return 0, nil
+		}
+		return parse(s)
+	}
+}
+
 // parseMemory parses Docker's spelling of sizes: bytes, or a number with b, k, m, g or t (1024 each; "mb" and "mib" too).
 func parseMemory(s string) (int64, error) {
 	bad := errors.New(`want a size such as "512m" or "1.5g"`)
@@ -167,16 +177,33 @@ func (p pairs) Set(text string) error {
 // defaultSecretMode is the mode of a secret's file where none is asked for.
 const defaultSecretMode = 0o400
 
-// parseSecretReference parses NAME or source=S[,target=T][,uid=N][,gid=N][,mode=OCTAL]. The name goes into secret_name; the daemon
-// resolves it and, where no target is given, uses the secret's name.
+// secretForm is what the hints say of a reference to a secret.
+const secretForm = "write NAME or NAME@VERSION, or source=NAME,target=FILE,uid=N,gid=N,mode=0400 with any but the first left out"
+
+// cutVersion parses NAME or NAME@VERSION; version 0 is none.
+func cutVersion(s string) (name string, version uint64, err error) {
+	name, number, pinned := strings.Cut(s, "@")
+	if !pinned {
+		return name, 0, nil
+	}
+	version, err = strconv.ParseUint(number, 10, 64)
+	if err != nil || version == 0 || name == "" || strconv.FormatUint(version, 10) != number {
+		return "", 0, fmt.Errorf("%q is not NAME@VERSION, such as db@3", s)
+	}
+	return name, version, nil
+}
+
+// parseSecretReference parses NAME or source=S[,target=T][,uid=N][,gid=N][,mode=OCTAL]; NAME and S may be pinned to a version, as
+// db@3. The name goes into secret_name; the daemon resolves it and, where no target is given, uses the secret's name.
 func parseSecretReference(s string) (*api.SecretReference, error) {
 	ref := &api.SecretReference{Mode: defaultSecretMode}
 	if !strings.ContainsAny(s, "=,") {
 		if s == "" {
 			return nil, errors.New("want the name of a secret")
 		}
-		ref.SecretName = s
-		return ref, nil
+		var err error
+		ref.SecretName, ref.Version, err = cutVersion(s)
+		return ref, err
 	}
 	seen := map[string]bool{}
 	for field := range strings.SplitSeq(s, ",") {
@@ -201,10 +228,20 @@ func parseSecretReference(s string) (*api.SecretReference, error) {
 	return ref, nil
 }
 
+// following returns the text of a reference that is like r, and follows the secret. parseSecretReference is its inverse.
+func following(r *api.SecretReference) string {
+	if r.GetTarget() == r.GetSecretName() && r.GetUid() == 0 && r.GetGid() == 0 && r.GetMode() == defaultSecretMode {
+		return r.GetSecretName()
+	}
+	return fmt.Sprintf("source=%s,target=%s,uid=%d,gid=%d,mode=%04o", r.GetSecretName(), r.GetTarget(), r.GetUid(), r.GetGid(), r.GetMode())
+}
+
 func setSecretField(ref *api.SecretReference, key, value string) error {
 	switch key {
 	case "source":
-		ref.SecretName = value
+		var err error
+		ref.SecretName, ref.Version, err = cutVersion(value)
+		return err
 	case "target":
 		ref.Target = value
 	case "uid", "gid":

@@ -303,6 +303,21 @@ func writeObjects(w io.Writer, objects []object, format string) error {
 	return nil
 }
 
+// writeObject prints one object as indented JSON.
+func writeObject(w io.Writer, o object) error {
+	text, err := jsonText(o)
+	if err != nil {
+		return warden.Errorf(warden.CodeInternal, "writing JSON", "%w", err)
+	}
+	var b bytes.Buffer
+	if err := json.Indent(&b, []byte(text), "", "    "); err != nil {
+		return warden.Errorf(warden.CodeInternal, "writing JSON", "%w", err)
+	}
+	b.WriteByte('\n')
+	_, err = w.Write(b.Bytes())
+	return writeFailed(err)
+}
+
 // inspecting makes an inspect command's action: each reference is looked up on its own; what was found is printed even where
 // another was not.
 func (c *cli) inspecting(format *string, view func(ctx context.Context, d *daemon, reference string) (object, error)) action {

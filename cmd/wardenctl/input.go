@@ -20,7 +20,7 @@ import (
 func (c *cli) readSecret(ctx context.Context, what, path string, limit int) ([]byte, error) {
 	op := "reading the " + what
 	if path == "-" {
-		if file, ok := c.stdin.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		if file := c.terminal(); file != nil {
 			return c.prompt(ctx, what, file, limit)
 		}
 		return readLimited(op+" from standard input", c.stdin, limit)
@@ -35,6 +35,14 @@ func (c *cli) readSecret(ctx context.Context, what, path string, limit int) ([]b
 	}
 	defer file.Close()
 	return readLimited(op+" from "+path, file, limit)
+}
+
+// terminal returns standard input where that is a terminal, else nil.
+func (c *cli) terminal() *os.File {
+	if file, ok := c.stdin.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		return file
+	}
+	return nil
 }
 
 func readLimited(op string, r io.Reader, limit int) ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -257,39 +258,9 @@ remaining managers would be no majority.`
 	return cmd
 }
 
-func (c *cli) nodeRemoveCommand() *cobra.Command {
-	var force, compromised bool
-	cmd := &cobra.Command{
-		Use:     "rm NODE...",
-		Aliases: []string{"remove"},
-		Short:   "Remove nodes for ever",
-		Long: `Remove nodes for ever: on commit every manager cuts the node's connections, its tasks run elsewhere, and its ID and keys never
-come back.
-
---force removes a node that is not down. --compromised (which implies --force) treats the node's keys and all that it held as
-known to an attacker: it prints every secret version that the node was ever assigned, what was done about it, and what you
-have to do.`,
-		Example: "  wardenctl node rm worker-3\n  wardenctl node rm --force --compromised worker-2",
-		Args:    takes(1, -1), ValidArgsFunction: c.names(api.Kind_KIND_NODE),
-		RunE: c.with(func(ctx context.Context, d *daemon, args []string) error {
-			return c.each(args, func(ref string) (string, error) {
-				reply, err := d.control.RemoveNode(ctx, &api.RemoveNodeRequest{Reference: ref, Force: force || compromised, Compromised: compromised})
-				if err != nil {
-					return "", err
-				}
-				c.silent(reply.GetSilentManagers())
-				fmt.Fprintln(c.stdout, ref)
-				return "", writeRemoval(c.stdout, reply, compromised)
-			})
-		}),
-	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "remove the node even if it is not down")
-	cmd.Flags().BoolVar(&compromised, "compromised", false, "the node may be in an attacker's hands: list what it held")
-	return cmd
-}
-
-// writeRemoval prints what a removed node held, what was done and what is left to do; nothing where there is none of it.
-func writeRemoval(w io.Writer, reply *api.RemoveNodeReply, compromised bool) error {
+// writeRemoval prints what a removed node held, what was done and what is left to do; nothing where there is none of it. The
+// command may go on to give new values to the secrets: then that is not left.
+func writeRemoval(w io.Writer, reply *api.RemoveNodeReply, compromised, rotates bool) error {
 	name := fmt.Sprintf("%s (%s, %s)", clean(cmp.Or(reply.GetHostname(), reply.GetId())), shortID(reply.GetId()), reply.GetRole().Word())
 	if compromised || len(reply.GetExposures()) > 0 || reply.GetAllSecrets() {
 		fmt.Fprintf(w, "\nWhat %s held:\n", name)
@@ -311,7 +282,11 @@ func writeRemoval(w io.Writer, reply *api.RemoveNodeReply, compromised bool) err
 		}
 	}
 	writeLines(w, "\nDone:", reply.GetDone())
-	writeLines(w, "\nTo do:", reply.GetTodo())
+	todo := reply.GetTodo()
+	if rotates {
+		todo = slices.DeleteFunc(slices.Clone(todo), func(line string) bool { return strings.Contains(line, "a new value") })
+	}
+	writeLines(w, "\nTo do:", todo)
 	return nil
 }
 

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"cmp"
 	"math"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -56,6 +58,16 @@ func TestParseSecretReference(t *testing.T) {
 		"src=db,target=password":  {SecretName: "db", Target: "password", Mode: 0o400},
 		"source=db,uid=5,gid=6":   {SecretName: "db", Uid: 5, Gid: 6, Mode: 0o400},
 		"mode=0440,source=db":     {SecretName: "db", Mode: 0o440},
+		"db@3":                    {SecretName: "db", Version: 3, Mode: 0o400},
+		"source=db@12,target=x":   {SecretName: "db", Version: 12, Target: "x", Mode: 0o400},
+		"db@":                     nil,
+		"db@0":                    nil,
+		"db@03":                   nil,
+		"db@-1":                   nil,
+		"@3":                      nil,
+		"db@3@4":                  nil,
+		"source=db@x":             nil,
+		"db@18446744073709551616": nil,
 		"":                        nil,
 		"target=x":                nil,
 		"source=":                 nil,
@@ -72,6 +84,54 @@ func TestParseSecretReference(t *testing.T) {
 		got, err := parseSecretReference(text)
 		if (err == nil) != (want != nil) || want != nil && !proto.Equal(got, want) {
 			t.Errorf("parseSecretReference(%q) = %v, %v, want %v", text, got, err, want)
+		}
+	}
+}
+
+func TestFollowingIsTheInverse(t *testing.T) {
+	for text, want := range map[string]string{
+		"db@3":                  "db",
+		"source=db@3,target=db": "db",
+		"source=db@3,target=x":  "source=db,target=x,uid=0,gid=0,mode=0400",
+		"source=db,target=db,uid=5,gid=6,mode=0440": "source=db,target=db,uid=5,gid=6,mode=0440",
+	} {
+		ref, err := parseSecretReference(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ref.Target = cmp.Or(ref.Target, ref.SecretName) // as the daemon does
+		got := following(ref)
+		again, err := parseSecretReference(got)
+		if got != want || err != nil {
+			t.Errorf("following(%s) = %s, %v, want %s", text, got, err, want)
+		}
+		ref.Version, again.Target = 0, cmp.Or(again.Target, again.SecretName)
+		if !proto.Equal(ref, again) {
+			t.Errorf("following(%s) means %v", text, again)
+		}
+	}
+}
+
+func TestSplitWords(t *testing.T) {
+	for text, want := range map[string][]string{
+		"":              {},
+		"  ":            {},
+		"a":             {"a"},
+		" a  b\tc\n":    {"a", "b", "c"},
+		`'a b' "c d"`:   {"a b", "c d"},
+		`a'b c'd`:       {"ab cd"},
+		`'' ""`:         {"", ""},
+		`a\ b \" \\ \'`: {"a b", `"`, `\`, "'"},
+		`"a\"b\\c\d$x"`: {`a"b\c\d$x`},
+		`'a\"b'`:        {`a\"b`},
+		`a "b`:          nil,
+		`a 'b`:          nil,
+		`a \`:           nil,
+		"é 'ü ö'":       {"é", "ü ö"},
+	} {
+		got, err := splitWords(text)
+		if (err == nil) != (want != nil) || err == nil && (got == nil || !slices.Equal(got, want)) {
+			t.Errorf("splitWords(%q) = %q, %v, want %q", text, got, err, want)
 		}
 	}
 }

@@ -90,16 +90,30 @@ func TestTables(t *testing.T) {
 		}
 	}
 	show("node ls", nodeListing(nodes, states, nil, nodes[1].Id, false), "table {{.Hostname}}\\t{{.Role}}\\t{{.Self}}", "{{.Hostname}}", "json")
-	show("service ps", taskListing(testTasks(), names, nil, &listFlags{}, testNow))
-	show("service ps --format", taskListing(testTasks(), names, nil, &listFlags{format: "x", noTrunc: true}, testNow), "{{.ID}} {{.Name}}")
+	show("service ps", taskListing(testTasks(), names, nil, nil, &listFlags{}, testNow))
+	show("service ps --format", taskListing(testTasks(), names, nil, nil, &listFlags{format: "x", noTrunc: true}, testNow), "{{.ID}} {{.Name}} {{.UpToDate}}")
 	services := []*api.Service{
 		{Id: "svc", Meta: meta(before(time.Hour)), Spec: &api.ServiceSpec{Name: "web", Replicas: 2, Labels: map[string]string{"b": "2", "a": "1"}, Task: &api.TaskSpec{Image: "host", Zone: "pci"}}},
 		{Id: strings.Repeat("s", 25), Spec: &api.ServiceSpec{Name: "api", Task: &api.TaskSpec{Image: "host", Zone: "default"}}},
 	}
-	show("service ls", serviceListing(services, testTasks(), nil, &listFlags{}, testNow), "table {{.Name}}\t{{.Labels}}\t{{.CreatedAt}}")
+	none := func(string) uint64 { return 0 }
+	show("service ls", serviceListing(services, testTasks(), none, nil, &listFlags{}, testNow), "table {{.Name}}\t{{.Labels}}\t{{.CreatedAt}}\t{{.UpToDate}}")
+	rolling := []*api.Service{api.Clone(services[0]), services[1]}
+	rolling[0].Spec.Task.Image = "new"
+	halfway := testTasks()
+	halfway[2].Spec = rolling[0].Spec.Task
+	show("service ls while a service is updated", serviceListing(rolling, halfway, none, nil, &listFlags{}, testNow))
+	show("service ps while a service is updated", taskListing(halfway, names, wanted(rolling, none), nil, &listFlags{}, testNow))
 	show("secret ls", secretListing([]*api.Secret{
 		{Id: strings.Repeat("q", 25), Meta: meta(before(48 * time.Hour)), Name: "zz", Zones: []string{"pci", "default"}, CurrentVersion: 3},
 		{Id: strings.Repeat("r", 25), Meta: meta(before(5 * time.Second)), Name: "db", CurrentVersion: 1},
+		{Id: strings.Repeat("s", 25), Meta: meta(before(5 * time.Second)), Name: "popular", CurrentVersion: 9},
+	}, []*api.SecretUse{
+		{SecretId: strings.Repeat("q", 25), Version: 2, Tasks: 1},
+		{SecretId: strings.Repeat("q", 25), Version: 3, Current: true},
+		{SecretId: strings.Repeat("r", 25), Version: 1, Current: true, Services: []string{"web"}, Tasks: 3},
+		{SecretId: strings.Repeat("s", 25), Version: 8, Services: []string{"e", "a"}},
+		{SecretId: strings.Repeat("s", 25), Version: 9, Services: []string{"a", "b", "c"}},
 	}, nil, testNow))
 	show("zone ls", zoneListing([]*api.Zone{{Id: strings.Repeat("z", 25), Meta: meta(before(time.Hour)), Name: "pci"}}, nil, testNow), "{{upper .Name}} {{json .}}")
 	show("swarm token ls", tokenListing([]*api.Token{
@@ -144,10 +158,13 @@ func TestInspectShowsNothingSecret(t *testing.T) {
 		message proto.Message
 		view    func(proto.Message) object
 	}{
-		"node":    {&api.Node{}, func(m proto.Message) object { return nodeView(m.(*api.Node), &api.NodeState{}) }},
-		"zone":    {&api.Zone{}, func(m proto.Message) object { return zoneView(m.(*api.Zone)) }},
-		"secret":  {&api.Secret{}, func(m proto.Message) object { return secretView(m.(*api.Secret)) }},
-		"service": {&api.Service{}, func(m proto.Message) object { return serviceView(m.(*api.Service)) }},
+		"node": {&api.Node{}, func(m proto.Message) object { return nodeView(m.(*api.Node), &api.NodeState{}) }},
+		"zone": {&api.Zone{}, func(m proto.Message) object { return zoneView(m.(*api.Zone)) }},
+		"secret use": {&api.SecretUse{}, func(m proto.Message) object {
+			return secretView(&api.Secret{Id: m.(*api.SecretUse).GetSecretId()}, []*api.SecretUse{m.(*api.SecretUse)})
+		}},
+		"secret":  {&api.Secret{}, func(m proto.Message) object { return secretView(m.(*api.Secret), nil) }},
+		"service": {&api.Service{}, func(m proto.Message) object { return serviceView(m.(*api.Service), api.Rollout{}) }},
 		"task":    {&api.Task{}, func(m proto.Message) object { return taskView(m.(*api.Task)) }},
 	} {
 		marks := map[string]string{}
@@ -240,9 +257,9 @@ func TestScreens(t *testing.T) {
 	show("status of a manager that does not answer", mute.write(&out, testNow))
 	show("node rm of a manager", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[2].Id, Hostname: "m2", Role: api.Role_ROLE_MANAGER, AllSecrets: true,
 		Exposures: []*api.Exposure{{SecretName: "db", Version: 1, FirstNs: before(time.Hour), LastNs: before(time.Minute)}},
-		Done:      []string{"all join tokens were revoked", "the cluster keyset was rotated"}, Todo: []string{"give every secret a new value"}}, false))
-	show("node rm of a worker that held nothing", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, true))
-	show("node rm", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, false))
+		Done:      []string{"all join tokens were revoked", "the cluster keyset was rotated"}, Todo: []string{"give every secret a new value"}}, false, false))
+	show("node rm of a worker that held nothing", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, true, false))
+	show("node rm", writeRemoval(&out, &api.RemoveNodeReply{Id: nodes[0].Id, Hostname: "w2", Role: api.Role_ROLE_WORKER}, false, false))
 	show("swarm init", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id}, nil))
 	show("swarm init --autolock", writeInit(&out, &api.InitReply{NodeId: nodes[1].Id, UnlockKeyId: "key0000001"}, []byte(fakeUnlockKey)))
 	show("swarm join-token", writeToken(&out, &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER}, &api.CreateTokenReply{Id: "tok", Token: fakeToken, ExpiresNs: before(-time.Hour)}, testNow))
@@ -256,10 +273,9 @@ func TestScreens(t *testing.T) {
 	}
 }
 
-func TestProgress(t *testing.T) {
-	running, waiting := progress(append(testTasks(), &api.Task{ServiceId: "other"}), "svc")
+func TestReasons(t *testing.T) {
 	want := []string{"failed: exit code 3", `pending: no suitable node (2 nodes not in zone "pci")`, "rejected: no such program\n\x1b[2J"}
-	if running != 1 || strings.Join(waiting, "|") != strings.Join(want, "|") {
-		t.Errorf("progress = %d, %q, want 1, %q", running, waiting, want)
+	if got := reasons(append(testTasks(), &api.Task{ServiceId: "other", Status: &api.TaskStatus{Error: "x"}}), "svc"); strings.Join(got, "|") != strings.Join(want, "|") {
+		t.Errorf("reasons = %q, want %q", got, want)
 	}
 }

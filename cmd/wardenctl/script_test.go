@@ -2,6 +2,8 @@ package main
 
 import (
 	"errors"
+	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"warden"
 	"warden/api"
 )
 
@@ -62,6 +65,21 @@ func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 		f.status.Unwell = []string{"worker w1 is down"}
 		f.status.Problems = []*api.TaskProblem{{TaskId: "t1", ServiceName: "web", Slot: 2, State: "pending", Reason: "no suitable node (1 node down)"}}
 		f.status.Notes = []string{"w1 mounts secrets by bind: its kernel is old"}
+	case "autolocked":
+		f.lock("key0000001")
+	case "old-key": // one manager is down, and sealed under an older key
+		f.lock("key0000001")
+		f.add(&api.Object{Of: &api.Object_Node{Node: &api.Node{Id: "m3eeeeeeeeeeeeeeeeeeeeeee", Hostname: "m3", Role: api.Role_ROLE_MANAGER, DesiredRole: api.Role_ROLE_MANAGER}}})
+		f.states = append(f.states, &api.NodeState{NodeId: "m3eeeeeeeeeeeeeeeeeeeeeee", LockState: "old-key", UnlockKeyId: "key0000000", DekGeneration: 1})
+	case "refusing":
+		f.lock("key0000001")
+		f.refuse = warden.Errorf(warden.CodeDenied, "rotating the unlock key", "not by you")
+	case "lost":
+		f.lock("key0000001")
+		f.lose = warden.Errorf(warden.CodeTimeout, "rotating the unlock key", "the outcome is unknown")
+	case "lost-but-made":
+		f.lock("key0000001")
+		f.lose, f.made = warden.Errorf(warden.CodeUnavailable, "rotating the unlock key", "the leader changed"), true
 	case "worker":
 		f.info.Role, f.info.Address = api.Role_ROLE_WORKER, ""
 	case "locked":
@@ -79,6 +97,9 @@ func startDaemon(ts *testscript.TestScript, neg bool, args []string) {
 	f.chunks = []*api.LogChunk{
 		{TaskId: "t1", NodeId: "w1bbbbbbbbbbbbbbbbbbbbbbb", TimeNs: at, Data: []byte("to the output")},
 		{TaskId: "t1", NodeId: "w1bbbbbbbbbbbbbbbbbbbbbbb", TimeNs: at, Stderr: true, Data: []byte("to the errors")},
+	}
+	if err := os.Remove(ts.MkAbs("s.sock")); err != nil && !errors.Is(err, fs.ErrNotExist) { // of the daemon before
+		ts.Check(err)
 	}
 	stop, err := f.serve(ts.MkAbs("s.sock"))
 	ts.Check(err)

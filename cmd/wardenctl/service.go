@@ -19,7 +19,7 @@ import (
 
 func (c *cli) serviceCommand() *cobra.Command {
 	return group("service", "Manage services", "  wardenctl service create --name web --replicas 3 host python3 -m http.server\n  wardenctl service ps web",
-		c.serviceCreateCommand(), c.serviceListCommand(), c.serviceTasksCommand(), c.serviceInspectCommand(), c.serviceScaleCommand(),
+		c.serviceCreateCommand(), c.serviceListCommand(), c.serviceTasksCommand(), c.serviceInspectCommand(), c.serviceUpdateCommand(), c.serviceScaleCommand(),
 		c.serviceRemoveCommand(), c.serviceLogsCommand())
 }
 
@@ -35,6 +35,8 @@ type serviceFlags struct {
 	replicas                   uint64
 	constraints, env           []string
 	restartAttempts            uint32
+	updateParallelism          uint32
+	updateDelay                time.Duration
 	detach                     bool
 }
 
@@ -46,7 +48,8 @@ func (c *cli) serviceCreateCommand() *cobra.Command {
 		Long: `Create a service: so many tasks of one image, kept running in one zone.
 
 IMAGE is what the nodes' executor runs; for the process executor it is "host", read-only files of the node's own host. Secrets
-appear as files below ` + warden.SecretsDir + ` of each task. --env and --label are shown by inspect: put nothing secret there.
+appear as files below ` + warden.SecretsDir + ` of each task. A service follows its secrets: "secret rotate" replaces its tasks, one at a time unless
+--update-parallelism says otherwise. NAME@3 pins a version instead. --env and --label are shown by inspect: put nothing secret there.
 
 Constraints compare node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.KEY or
 engine.labels.KEY by == or !=; all must hold.`,
@@ -68,7 +71,7 @@ engine.labels.KEY by == or !=; all must hold.`,
 			if f.detach {
 				return nil
 			}
-			return c.awaitTasks(ctx, d, reply.GetId(), spec.GetName(), spec.GetReplicas())
+			return c.awaitTasks(ctx, d, reply.GetId(), spec.GetName(), "created")
 		}),
 	}
 	f.add(cmd)
@@ -83,7 +86,7 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	flags.Uint64Var(&f.replicas, "replicas", 1, "number of tasks")
 	flags.StringVar(&f.zone, "zone", "", `zone to run in (default "`+warden.DefaultZone+`")`)
 	flags.StringArrayVar(&f.constraints, "constraint", nil, `nodes to run on, such as "node.labels.disk==ssd" (repeatable)`)
-	flags.StringArrayVar(&f.secrets, "secret", nil, "secret to provide: NAME or source=NAME[,target=FILE][,uid=N][,gid=N][,mode=0400] (repeatable)")
+	flags.StringArrayVar(&f.secrets, "secret", nil, "secret to provide: NAME[@VERSION] or source=NAME[@VERSION][,target=FILE][,uid=N][,gid=N][,mode=0400] (repeatable)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment variable KEY=VALUE (repeatable)")
 	flags.VarP(f.labels, "label", "l", "label of the service (repeatable)")
 	flags.Var(f.taskLabels, "container-label", "label of its tasks (repeatable)")
@@ -95,7 +98,17 @@ func (f *serviceFlags) add(cmd *cobra.Command) {
 	flagOf(flags, &f.restartDelay, "restart-delay", "duration", "first delay before a failed task is replaced; it grows", parseDuration)
 	flags.Uint32Var(&f.restartAttempts, "restart-max-attempts", 0, "give a slot up after so many failures one after the other (0: never)")
 	flagOf(flags, &f.stopGrace, "stop-grace-period", "duration", "time between asking a task to stop and killing it (default "+warden.StopGraceDefault.String()+")", parseDuration)
+	flags.Uint32Var(&f.updateParallelism, "update-parallelism", 1, "tasks that are replaced at once when the service is updated or a secret rotated, 0 for all")
+	flagOf(flags, &f.updateDelay, "update-delay", "duration", "time from one new task running to the next old one stopping", zeroOr(parseDuration))
 	flags.BoolVarP(&f.detach, "detach", "d", true, "return at once; with --detach=false wait until all tasks run, or say why not")
+}
+
+// updatePolicy returns nil for the default: one at a time, without delay. Pure.
+func updatePolicy(parallelism uint32, delay time.Duration) *api.UpdatePolicy {
+	if parallelism == 1 && delay == 0 {
+		return nil
+	}
+	return &api.UpdatePolicy{Parallelism: parallelism, DelayNs: int64(delay)}
 }
 
 // spec returns the service that the flags and arguments describe. Errors: CodeUsage. Pure.
@@ -105,40 +118,47 @@ func (f *serviceFlags) spec(args []string) (*api.ServiceSpec, error) {
 		Restart: f.restart, RestartDelayNs: int64(f.restartDelay), RestartAttemptsMax: f.restartAttempts, StopGraceNs: int64(f.stopGrace),
 		Resources: &api.Resources{ReserveNanoCpus: f.reserveCPU, ReserveMemoryBytes: f.reserveMemory, LimitNanoCpus: f.limitCPU, LimitMemoryBytes: f.limitMemory},
 	}
-	for _, e := range f.env {
-		if key, _, ok := strings.Cut(e, "="); !ok || key == "" {
-			return nil, warden.Hint(warden.Errorf(warden.CodeUsage, "parsing --env", "want KEY=VALUE"), "nothing is taken from wardenctl's own environment")
-		}
+	if err := checkEnv("env", f.env); err != nil {
+		return nil, err
 	}
 	for _, s := range f.secrets {
 		ref, err := parseSecretReference(s)
 		if err != nil {
-			return nil, warden.Hint(warden.Errorf(warden.CodeUsage, "parsing --secret", "%w", err),
-				"write NAME, or source=NAME,target=FILE,uid=N,gid=N,mode=0400 with any but the first left out")
+			return nil, warden.Hint(warden.Errorf(warden.CodeUsage, "parsing --secret", "%w", err), secretForm)
 		}
 		task.Secrets = append(task.Secrets, ref)
 	}
-	return &api.ServiceSpec{Name: f.name, Labels: f.labels, Replicas: f.replicas, Task: task}, nil
+	return &api.ServiceSpec{Name: f.name, Labels: f.labels, Replicas: f.replicas, Task: task, Update: updatePolicy(f.updateParallelism, f.updateDelay)}, nil
+}
+
+func checkEnv(flag string, env []string) error {
+	for _, e := range env {
+		if key, _, ok := strings.Cut(e, "="); !ok || key == "" {
+			return warden.Hint(warden.Errorf(warden.CodeUsage, "parsing --"+flag, "want KEY=VALUE"), "nothing is taken from wardenctl's own environment")
+		}
+	}
+	return nil
 }
 
 // pollPeriod is how often a waiting command looks at the tasks.
 const pollPeriod = 200 * time.Millisecond
 
-// awaitTasks waits until all tasks of a service run. Errors: CodeTimeout with the reasons.
-func (c *cli) awaitTasks(ctx context.Context, d *daemon, id, name string, replicas uint64) error {
+// awaitTasks waits until each task of a service is what it wants now, and runs or has done its work. was is what the command did.
+// Errors: CodeTimeout with the reasons.
+func (c *cli) awaitTasks(ctx context.Context, d *daemon, id, name, was string) error {
 	tick := time.NewTicker(pollPeriod)
 	defer tick.Stop()
-	running, waiting := uint64(0), []string(nil)
+	var r api.Rollout
+	var waiting []string
 	for {
-		tasks, err := listed(ctx, d, api.Kind_KIND_TASK, false, (*api.Object).GetTask)
+		now, reasons, err := d.rollout(ctx, id)
 		switch {
+		case err == nil && now.Complete():
+			return nil
 		case err == nil:
-			running, waiting = progress(tasks, id)
+			r, waiting = now, reasons
 		case ctx.Err() == nil && !api.Transient(err):
 			return err
-		}
-		if running >= replicas {
-			return nil
 		}
 		select {
 		case <-tick.C:
@@ -147,24 +167,35 @@ func (c *cli) awaitTasks(ctx context.Context, d *daemon, id, name string, replic
 				return ctx.Err()
 			}
 			reasons := strings.Join(waiting, "; ")
-			return warden.Hint(warden.Errorf(warden.CodeTimeout, "waiting for service "+name, "%d of %d tasks run: %s", running, replicas, cmp.Or(reasons, "no task was made yet")),
-				fmt.Sprintf("the service was created and goes on trying: see `wardenctl service ps %s`", name))
+			return warden.Hint(warden.Errorf(warden.CodeTimeout, "waiting for service "+name, "%d of %d tasks run%s: %s", r.Done, r.Total, map[bool]string{true: " what they should"}[r.Running > r.Done],
+				cmp.Or(reasons, "nothing failed so far")),
+				fmt.Sprintf("the service was %s and goes on trying: see `wardenctl service ps %s`", was, name))
 		}
 	}
 }
 
-// progress returns how many tasks of a service run, and why others that should do not, each reason once. Pure.
-func progress(tasks []*api.Task, serviceID string) (running uint64, waiting []string) {
+// rollout returns how far a service is, and why its tasks that do not run do not.
+func (d *daemon) rollout(ctx context.Context, id string) (api.Rollout, []string, error) {
+	s, err := d.service(ctx, id, false)
+	if err != nil {
+		return api.Rollout{}, nil, err
+	}
+	tasks, err := listed(ctx, d, api.Kind_KIND_TASK, false, (*api.Object).GetTask)
+	if err != nil {
+		return api.Rollout{}, nil, err
+	}
+	current, err := d.currentVersions(ctx, false)
+	if err != nil {
+		return api.Rollout{}, nil, err
+	}
+	return api.RolloutOf(s, tasks, current, nil), reasons(tasks, id), nil
+}
+
+// reasons returns why tasks of a service do not run, each reason once. Pure.
+func reasons(tasks []*api.Task, serviceID string) (waiting []string) {
 	for _, t := range tasks {
-		if t.GetServiceId() != serviceID {
-			continue
-		}
-		if t.GetDesiredState() == api.TaskState_TASK_RUNNING && t.GetStatus().GetState() == api.TaskState_TASK_RUNNING {
-			running++
-			continue
-		}
 		reason := taskReason(t)
-		if reason == "" {
+		if t.GetServiceId() != serviceID || reason == "" {
 			continue
 		}
 		line := t.GetStatus().GetState().Word() + ": " + reason
@@ -172,7 +203,7 @@ func progress(tasks []*api.Task, serviceID string) (running uint64, waiting []st
 			waiting = append(waiting, line)
 		}
 	}
-	return running, waiting
+	return waiting
 }
 
 func (c *cli) serviceListCommand() *cobra.Command {
@@ -197,24 +228,26 @@ func (c *cli) serviceListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return flags.print(c, serviceListing(services, tasks, f, &flags, time.Now()))
+			current, err := d.currentVersions(ctx, flags.local)
+			if err != nil {
+				return err
+			}
+			return flags.print(c, serviceListing(services, tasks, current, f, &flags, time.Now()))
 		}),
 	}
 	flags.add(cmd, keys...)
 	return cmd
 }
 
-// serviceListing sorts by name. Pure.
-func serviceListing(services []*api.Service, tasks []*api.Task, f filters, flags *listFlags, now time.Time) listing {
+// serviceListing sorts by name. The table says how many tasks are up to date while some of a service that it shows are not. Pure.
+func serviceListing(services []*api.Service, tasks []*api.Task, current func(secretID string) uint64, f filters, flags *listFlags, now time.Time) listing {
 	l := listing{
-		fields: []string{"ID", "Name", "Mode", "Replicas", "Image", "Zone", "Labels", "CreatedAt", "UpdatedAt"},
+		fields: []string{"ID", "Name", "Mode", "Replicas", "UpToDate", "Image", "Zone", "Labels", "CreatedAt", "UpdatedAt"},
 		shown:  []string{"ID", "Name", "Mode", "Replicas", "Image", "Zone"},
 	}
-	running := map[string]int{}
+	byService := map[string][]*api.Task{}
 	for _, t := range tasks {
-		if t.GetDesiredState() == api.TaskState_TASK_RUNNING && t.GetStatus().GetState() == api.TaskState_TASK_RUNNING {
-			running[t.GetServiceId()]++
-		}
+		byService[t.GetServiceId()] = append(byService[t.GetServiceId()], t)
 	}
 	services = slices.SortedFunc(slices.Values(services), func(a, b *api.Service) int { return cmp.Compare(a.GetSpec().GetName(), b.GetSpec().GetName()) })
 	for _, s := range services {
@@ -223,9 +256,14 @@ func serviceListing(services []*api.Service, tasks []*api.Task, f filters, flags
 			!f.fits("zone", word(spec.GetTask().GetZone())) {
 			continue
 		}
+		r := api.RolloutOf(s, byService[s.GetId()], current, nil)
+		if r.Updated < r.Total && !slices.Contains(l.shown, "UpToDate") {
+			l.shown = slices.Insert(l.shown, 4, "UpToDate") // after the replicas
+		}
 		l.rows = append(l.rows, row{
-			"ID": flags.id(s.GetId()), "Name": spec.GetName(), "Mode": "replicated", "Replicas": fmt.Sprintf("%d/%d", running[s.GetId()], spec.GetReplicas()),
-			"Image": spec.GetTask().GetImage(), "Zone": spec.GetTask().GetZone(), "Labels": labelText(spec.GetLabels()),
+			"ID": flags.id(s.GetId()), "Name": spec.GetName(), "Mode": "replicated", "Replicas": fmt.Sprintf("%d/%d", r.Running, r.Total),
+			"UpToDate": fmt.Sprintf("%d/%d", r.Updated, r.Total),
+			"Image":    spec.GetTask().GetImage(), "Zone": spec.GetTask().GetZone(), "Labels": labelText(spec.GetLabels()),
 			"CreatedAt": ago(s.GetMeta().GetCreatedNs(), now), "UpdatedAt": ago(s.GetMeta().GetUpdatedNs(), now),
 		})
 	}
@@ -287,7 +325,11 @@ func (c *cli) serviceInspectCommand() *cobra.Command {
 			if err != nil {
 				return nil, err
 			}
-			return serviceView(s), nil
+			r, _, err := d.rollout(ctx, s.GetId())
+			if err != nil {
+				return nil, err
+			}
+			return serviceView(s, r), nil
 		})),
 	}
 	formatFlag(cmd, &format)

@@ -18,22 +18,31 @@ import (
 
 func (c *cli) statusCommand() *cobra.Command {
 	var format string
+	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
 		Short: "Show on one screen how the cluster and this daemon are",
 		Long: `Show on one screen how the cluster and this daemon are, from this daemon's own knowledge: leader, lock, nodes, certificates near
-expiry, tasks that do not run and why. The exit code is 1 when something is unwell, a locked manager included.`,
-		Example: "  wardenctl status\n  wardenctl status --format '{{.State}} {{.Leader}}'",
+expiry, tasks that do not run and why. The exit code is 1 when something is unwell, a locked manager included.
+
+With --json it is printed as JSON with all that the daemon counts under "Facts": the same that ` + "`warden run --metrics`" + ` shows to Prometheus.`,
+		Example: "  wardenctl status\n  wardenctl status --format '{{.State}} {{.Leader}}'\n  wardenctl status --json",
 		Args:    takes(0, 0),
 		RunE: c.with(func(ctx context.Context, d *daemon, _ []string) error {
+			if asJSON && format != "" {
+				return warden.Errorf(warden.CodeUsage, "reading flags", "--json and --format exclude each other")
+			}
 			health, err := d.health(ctx)
 			if err != nil {
 				return err
 			}
 			now := time.Now()
-			if format != "" {
+			switch {
+			case asJSON:
+				err = writeObject(c.stdout, health.view(now))
+			case format != "":
 				err = writeObjects(c.stdout, []object{health.view(now)}, format)
-			} else {
+			default:
 				err = health.write(c.stdout, now)
 			}
 			if err != nil {
@@ -43,6 +52,7 @@ expiry, tasks that do not run and why. The exit code is 1 when something is unwe
 		}),
 	}
 	formatFlag(cmd, &format)
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print all of it as JSON, with what the daemon counts")
 	return cmd
 }
 
@@ -55,7 +65,7 @@ type health struct {
 }
 
 func (d *daemon) health(ctx context.Context) (*health, error) {
-	info, err := d.local.Info(ctx, &api.InfoRequest{})
+	info, err := d.local.Info(ctx, &api.InfoRequest{Facts: true})
 	if err != nil {
 		return nil, err
 	}
@@ -280,5 +290,6 @@ func (h *health) view(now time.Time) object {
 		{"Problems", listOf(problemLines(st.GetProblems()))},
 		{"Certificates", listOf(st.GetCertificates())},
 		{"Notes", listOf(st.GetNotes())},
+		{"Facts", factsView(cmp.Or(st.GetFacts(), info.GetFacts()))},
 	}
 }

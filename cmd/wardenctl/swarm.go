@@ -18,8 +18,8 @@ import (
 
 func (c *cli) swarmCommand() *cobra.Command {
 	return group("swarm", "Manage the cluster", "  wardenctl swarm init --advertise-addr 192.0.2.1:2377\n  wardenctl swarm join-token worker",
-		c.swarmInitCommand(), c.swarmJoinCommand(), c.joinTokenCommand(), c.tokenCommand(), c.swarmUnlockCommand(), c.swarmUpdateCommand(),
-		c.swarmLeaveCommand(), c.statusCommand())
+		c.swarmInitCommand(), c.swarmJoinCommand(), c.joinTokenCommand(), c.tokenCommand(), c.swarmUnlockCommand(), c.unlockKeyCommand(), c.swarmUpdateCommand(),
+		c.rotateDEKCommand(), c.caCommand(), c.swarmLeaveCommand(), c.statusCommand())
 }
 
 func (c *cli) swarmInitCommand() *cobra.Command {
@@ -38,24 +38,27 @@ Managers take no tasks unless --availability is active.`,
 		Args:    takes(0, 0),
 		RunE: c.with(func(ctx context.Context, d *daemon, _ []string) error {
 			request.LeafTtlNs = int64(expiry)
-			inbox, err := courier.NewInbox()
-			if err != nil {
-				return err
-			}
-			request.Inbox = inbox.Public()
-			reply, err := d.local.Init(ctx, &request)
-			if err != nil {
-				return err
-			}
-			if len(reply.GetSealedUnlockKey()) == 0 {
+			if !request.Autolock {
+				reply, err := d.local.Init(ctx, &request)
+				if err != nil {
+					return err
+				}
 				return writeInit(c.stdout, reply, nil)
 			}
-			key, err := inbox.Open(reply.GetSealedUnlockKey())
-			if err != nil {
+			if _, err := d.local.Info(ctx, &api.InfoRequest{}); err != nil { // nobody there: a key would only confuse
 				return err
 			}
-			defer key.Wipe()
-			return key.Use(func(text []byte) error { return writeInit(c.stdout, reply, text) })
+			var reply *api.InitReply
+			return c.withNewKey(ctx, d, func(recipient []byte) (err error) {
+				request.UnlockRecipient = recipient
+				reply, err = d.local.Init(ctx, &request)
+				return err
+			}, nil, func(id string, key []byte) error {
+				if reply == nil {
+					return writeNewKey(c.stdout, id, key)
+				}
+				return writeInit(c.stdout, reply, key)
+			})
 		}),
 	}
 	flags := cmd.Flags()
@@ -76,14 +79,7 @@ To add a manager to this swarm, run "wardenctl swarm join-token manager" and fol
 	if len(unlockKey) == 0 {
 		return nil
 	}
-	_, err := fmt.Fprintf(w, `
-To unlock a manager after it restarts, run "wardenctl swarm unlock" and provide the following key (%s):
-
-    %s
-
-Keep this key in a password manager: it is shown this once, and without it no restarted manager can be unlocked.
-`, reply.GetUnlockKeyId(), unlockKey)
-	return writeFailed(err)
+	return writeNewKey(w, reply.GetUnlockKeyId(), unlockKey)
 }
 
 func (c *cli) swarmJoinCommand() *cobra.Command {
@@ -203,27 +199,42 @@ input or --key-file. It is never an argument: other users of this host can read 
 }
 
 func (c *cli) swarmUpdateCommand() *cobra.Command {
-	var expiry time.Duration
+	var (
+		expiry time.Duration
+		lock   bool
+	)
 	cmd := &cobra.Command{
-		Use:     "update",
-		Short:   "Change settings of the cluster",
-		Long:    "Change settings of the cluster. A new --cert-expiry reaches every node within a minute: their certificates are renewed.",
-		Example: "  wardenctl swarm update --cert-expiry 30d",
+		Use:   "update",
+		Short: "Change settings of the cluster",
+		Long: `Change settings of the cluster. A new --cert-expiry reaches every node within a minute: their certificates are renewed.
+
+--autolock=true makes an unlock key and prints it, this once: from then on a manager that restarts stays locked until it is given,
+and its disk is closed to whoever has no key. ` + rotationReach + `
+
+--autolock=false has managers write their keys in clear.`,
+		Example: "  wardenctl swarm update --cert-expiry 30d\n  wardenctl swarm update --autolock=true",
 		Args:    takes(0, 0),
-		RunE: c.with(func(ctx context.Context, d *daemon, _ []string) error {
-			if expiry == 0 {
-				return warden.Hint(warden.Errorf(warden.CodeUsage, "", "there is nothing to change"), "give --cert-expiry")
-			}
-			reply, err := d.control.UpdateCluster(ctx, &api.UpdateClusterRequest{LeafTtlNs: int64(expiry)})
-			if err != nil {
-				return err
-			}
-			c.changed(reply)
-			fmt.Fprintln(c.stdout, "Swarm updated.")
-			return nil
-		}),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return c.with(func(ctx context.Context, d *daemon, _ []string) error {
+				request := &api.UpdateClusterRequest{LeafTtlNs: int64(expiry)}
+				if cmd.Flags().Changed("autolock") {
+					return c.updateAutolock(ctx, d, request, lock)
+				}
+				if expiry == 0 {
+					return warden.Hint(warden.Errorf(warden.CodeUsage, "", "there is nothing to change"), "give --cert-expiry or --autolock")
+				}
+				reply, err := d.control.UpdateCluster(ctx, request)
+				if err != nil {
+					return err
+				}
+				c.changed(reply)
+				fmt.Fprintln(c.stdout, "Swarm updated.")
+				return nil
+			})(cmd, args)
+		},
 	}
 	flagOf(cmd.Flags(), &expiry, "cert-expiry", "duration", "life of node certificates, such as 12h or 90d", parseDuration)
+	cmd.Flags().BoolVar(&lock, "autolock", false, "lock managers that restart until the unlock key is given")
 	return cmd
 }
 

@@ -64,15 +64,58 @@ func (c *cli) printTasks(ctx context.Context, d *daemon, flags *listFlags, f fil
 	if err != nil {
 		return err
 	}
+	services, err := listed(ctx, d, api.Kind_KIND_SERVICE, flags.local, (*api.Object).GetService)
+	if err != nil {
+		return err
+	}
+	current, err := d.currentVersions(ctx, flags.local)
+	if err != nil {
+		return err
+	}
 	tasks = slices.DeleteFunc(tasks, func(t *api.Task) bool { return !keep(t) })
-	return flags.print(c, taskListing(tasks, names, f, flags, time.Now()))
+	return flags.print(c, taskListing(tasks, names, wanted(services, current), f, flags, time.Now()))
+}
+
+// currentVersions returns what tells the current version of a secret by its ID.
+func (d *daemon) currentVersions(ctx context.Context, local bool) (func(secretID string) uint64, error) {
+	secrets, err := listed(ctx, d, api.Kind_KIND_SECRET, local, (*api.Object).GetSecret)
+	if err != nil {
+		return nil, err
+	}
+	byID := make(map[string]uint64, len(secrets))
+	for _, s := range secrets {
+		byID[s.GetId()] = s.GetCurrentVersion()
+	}
+	return func(id string) uint64 { return byID[id] }, nil
+}
+
+// wanted returns, by service ID, what a task of each service is to run now. Pure.
+func wanted(services []*api.Service, current func(secretID string) uint64) map[string]*api.TaskSpec {
+	byID := make(map[string]*api.TaskSpec, len(services))
+	for _, s := range services {
+		byID[s.GetId()] = api.Resolve(s.GetSpec().GetTask(), current)
+	}
+	return byID
+}
+
+// upToDate returns "yes" or "no" for a task that is wanted: whether it is what its service asks for now, or is still to be replaced.
+// Constraints do not count here. Pure.
+func upToDate(t *api.Task, wanted map[string]*api.TaskSpec) string {
+	want := wanted[t.GetServiceId()]
+	switch {
+	case want == nil || t.GetDesiredState() != api.TaskState_TASK_RUNNING:
+		return ""
+	case api.Changed(want, t.GetSpec()):
+		return "no"
+	}
+	return "yes"
 }
 
 // taskListing sorts by service and slot, the newest task of a slot first; in the default table the older ones hang below it, as
-// Docker draws them. Pure.
-func taskListing(tasks []*api.Task, hostnames map[string]string, f filters, flags *listFlags, now time.Time) listing {
+// Docker draws them. The table says which tasks are up to date while some that it shows are not. Pure.
+func taskListing(tasks []*api.Task, hostnames map[string]string, wanted map[string]*api.TaskSpec, f filters, flags *listFlags, now time.Time) listing {
 	l := listing{
-		fields: []string{"ID", "Name", "Image", "Node", "NodeID", "Service", "Slot", "Zone", "DesiredState", "CurrentState", "Error"},
+		fields: []string{"ID", "Name", "Image", "Node", "NodeID", "Service", "Slot", "Zone", "DesiredState", "CurrentState", "UpToDate", "Error"},
 		shown:  []string{"ID", "Name", "Image", "Node", "DesiredState", "CurrentState", "Error"},
 	}
 	tasks = slices.SortedFunc(slices.Values(tasks), func(a, b *api.Task) int {
@@ -95,10 +138,14 @@ func taskListing(tasks []*api.Task, hostnames map[string]string, f filters, flag
 		} else {
 			above = slot
 		}
+		fresh := upToDate(t, wanted)
+		if fresh == "no" && !slices.Contains(l.shown, "UpToDate") {
+			l.shown = slices.Insert(l.shown, len(l.shown)-1, "UpToDate")
+		}
 		l.rows = append(l.rows, row{
 			"ID": flags.id(t.GetId()), "Name": shown, "Image": t.GetSpec().GetImage(), "Node": node, "NodeID": t.GetNodeId(),
 			"Service": t.GetServiceName(), "Slot": fmt.Sprint(t.GetSlot()), "Zone": t.GetSpec().GetZone(),
-			"DesiredState": title(t.GetDesiredState().Word()), "CurrentState": currentState(t, now), "Error": taskReason(t),
+			"DesiredState": title(t.GetDesiredState().Word()), "CurrentState": currentState(t, now), "UpToDate": fresh, "Error": taskReason(t),
 		})
 	}
 	return l

@@ -75,6 +75,8 @@ func nodeView(n *api.Node, st *api.NodeState) object {
 			{"Addr", n.GetAddress()},
 			{"Raft", st.GetRaft()},
 			{"LockState", st.GetLockState()},
+			{"UnlockKeyID", st.GetUnlockKeyId()},
+			{"DEKGeneration", st.GetDekGeneration()},
 		}
 	}
 	return record(n.GetId(), n.GetMeta(),
@@ -120,6 +122,7 @@ func certificateView(n *api.Node) object {
 		{"Role", n.GetLeafRole().Word()},
 		{"Zone", n.GetLeafZone()},
 		{"IssuerGeneration", n.GetLeafGeneration()},
+		{"DEKGeneration", n.GetLeafDekGeneration()},
 		{"NotBefore", stamp(n.GetLeafNotBeforeNs())},
 		{"NotAfter", stamp(n.GetLeafNotAfterNs())},
 		{"KeyHash", hex.EncodeToString(n.GetKeyHash())},
@@ -131,7 +134,18 @@ func zoneView(z *api.Zone) object {
 	return record(z.GetId(), z.GetMeta(), member{"Name", z.GetName()})
 }
 
-func secretView(s *api.Secret) object {
+func secretView(s *api.Secret, uses []*api.SecretUse) object {
+	versions := make([]object, 0, len(uses))
+	for _, u := range uses {
+		versions = append(versions, object{
+			{"Version", u.GetVersion()},
+			{"CreatedAt", stamp(u.GetCreatedNs())},
+			{"Size", u.GetSizeBytes()},
+			{"Current", u.GetCurrent()},
+			{"Services", listOf(u.GetServices())},
+			{"Tasks", u.GetTasks()},
+		})
+	}
 	return record(s.GetId(), s.GetMeta(),
 		member{"Spec", object{
 			{"Name", s.GetName()},
@@ -139,18 +153,29 @@ func secretView(s *api.Secret) object {
 			{"Zones", listOf(s.GetZones())},
 		}},
 		member{"CurrentVersion", s.GetCurrentVersion()},
+		member{"Versions", versions},
 	)
 }
 
-func serviceView(s *api.Service) object {
+func serviceView(s *api.Service, r api.Rollout) object {
 	spec := s.GetSpec()
+	state := "updating"
+	if r.Complete() {
+		state = "completed"
+	}
+	parallelism := uint32(1)
+	if spec.GetUpdate() != nil {
+		parallelism = spec.GetUpdate().GetParallelism()
+	}
 	return record(s.GetId(), s.GetMeta(),
 		member{"Spec", object{
 			{"Name", spec.GetName()},
 			{"Labels", labelsOf(spec.GetLabels())},
 			{"TaskTemplate", taskSpecView(spec.GetTask())},
 			{"Mode", object{{"Replicated", object{{"Replicas", spec.GetReplicas()}}}}},
+			{"UpdateConfig", object{{"Parallelism", parallelism}, {"Delay", length(spec.GetUpdate().GetDelayNs())}, {"Order", "stop-first"}}},
 		}},
+		member{"UpdateStatus", object{{"State", state}, {"Replicas", r.Total}, {"UpToDate", r.Updated}, {"Running", r.Running}, {"Completed", r.Done}}},
 		member{"SpecVersion", s.GetSpecVersion()},
 	)
 }
@@ -185,6 +210,7 @@ func taskSpecView(t *api.TaskSpec) object {
 			{"MaxAttempts", t.GetRestartAttemptsMax()},
 		}},
 		{"Placement", object{{"Zone", t.GetZone()}, {"Constraints", listOf(t.GetConstraints())}}},
+		{"ForceUpdate", t.GetForce()},
 	}
 }
 

@@ -1,7 +1,7 @@
 // Package conformance is the suite that each executor passes: what executor.Executor promises, tried on real tasks.
 //
 // It knows nothing of how an executor works; what it must know of the host it is told by Host. The programs that it runs are
-// shell scripts, so an image needs /bin/sh, coreutils, grep and perl-base, as every Debian has. An implementation's own test
+// shell scripts, so an image needs /bin/sh, coreutils, findutils, grep, util-linux and perl-base, as every Debian has. An implementation's own test
 // calls Run and adds what is particular to it. The suite needs root.
 package conformance
 
@@ -27,10 +27,11 @@ type Host struct {
 	// Paths returns files and directories of the host that must never hold a secret, the executor's state among them.
 	Paths func(e executor.Executor) []string
 	// Residue names all that is left of a task on this host: directories, cgroups, containers, mounts.
-	Residue func(t *testing.T, e executor.Executor, taskID string) []string
-	IDs     bool // a secret can be given to another uid than the task's own
-	Memory  bool // memory limits are enforced on this machine
-	Pids    int  // processes that a task may have; 0: not enforced on this machine
+	Residue  func(t *testing.T, e executor.Executor, taskID string) []string
+	OwnFiles bool // the image has files of its own; else it is the host's, of which some are hidden and the rest is not suid
+	IDs      bool // a secret can be given to another uid than the task's own
+	Memory   bool // memory limits are enforced on this machine
+	Pids     int  // processes that a task may have; 0: not enforced on this machine
 }
 
 // Run runs the suite. open returns an executor with a state of its own, which lives until the end of t.

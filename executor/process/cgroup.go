@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -184,9 +186,75 @@ func members(dir string) []string {
 	return strings.Fields(string(pids))
 }
 
-// add moves the process pid into the cgroup.
-func (c cgroup) add(pid int) error {
-	for _, path := range c.paths() {
+// start starts the process that make describes in the cgroup, and returns it. To move a process that runs, the kernel holds up all
+// forks and exits of the machine until every processor has noticed: some 10 ms. So the calling thread itself enters a v1 cgroup, which
+// waits for nobody, and goes back once it has forked; into a v2 one the kernel puts the new process (Linux 5.7). A process is moved
+// only where that can't be done. The caller has locked its goroutine to its thread; make may be called twice.
+func (c cgroup) start(make func() *exec.Cmd) (_ *exec.Cmd, err error) {
+	const op = "starting the task's init in its cgroup"
+	var homes []*os.File // where the thread goes back to
+	defer func() {
+		for _, f := range homes {
+			if _, herr := f.WriteString("0"); herr != nil { // it would be killed with the task
+				err = errors.Join(err, warden.Recode(warden.CodeInternal, "leaving the task's cgroup", herr))
+			}
+			f.Close()
+		}
+	}()
+	cmd, into, late := make(), "", []string{}
+	for controller, path := range c.paths() {
+		if isUnified(path) {
+			into = path // of all its controllers
+			continue
+		}
+		home, herr := os.OpenFile(filepath.Join(ownGroup(controller, c.dirs[controller]), threadsFile), os.O_WRONLY, 0)
+		if herr == nil && set(filepath.Join(path, threadsFile), "0") == nil {
+			homes = append(homes, home)
+			continue
+		}
+		home.Close() // nil is fine
+		late = append(late, path)
+	}
+	if into != "" {
+		dir, err := os.Open(into)
+		if err != nil {
+			return nil, warden.Recode(warden.CodeInternal, op, err)
+		}
+		defer dir.Close()
+		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(dir.Fd())
+		if cmd.Start() == nil {
+			return cmd, c.add(cmd.Process.Pid, late)
+		}
+		cmd, late = make(), append(late, into)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, warden.Recode(warden.CodeInternal, op, err)
+	}
+	return cmd, c.add(cmd.Process.Pid, late)
+}
+
+// threadsFile lists the threads in a v1 cgroup; "0" is the one that writes.
+const threadsFile = "tasks"
+
+// ownGroup returns the directory of the calling thread's cgroup in the v1 hierarchy of a controller that is mounted on mount. In a container
+// that sees its own part of the hierarchy alone, that is the mount itself.
+func ownGroup(controller, mount string) string {
+	b, _ := os.ReadFile("/proc/thread-self/cgroup")
+	for line := range strings.Lines(string(b)) { // ID:controllers:path, cgroups(7)
+		f := strings.SplitN(strings.TrimSpace(line), ":", 3)
+		if len(f) == 3 && slices.Contains(strings.Split(f[1], ","), controller) {
+			dir := filepath.Join(mount, f[2])
+			if _, err := os.Stat(dir); err == nil {
+				return dir
+			}
+		}
+	}
+	return mount
+}
+
+// add moves the process pid into the directories of the cgroup.
+func (c cgroup) add(pid int, paths []string) error {
+	for _, path := range paths {
 		if err := set(filepath.Join(path, "cgroup.procs"), strconv.Itoa(pid)); err != nil {
 			return warden.Recode(warden.CodeInternal, "moving the task into its cgroup", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warden"
+	"warden/executor/confine"
 )
 
 // Descriptors of an init, after the standard ones.
@@ -110,7 +112,7 @@ func (j initJob) enter() error {
 }
 
 func (j initJob) giveUp() error {
-	steps := []func() error{dropBounding, lockSecurebits, j.changeID, dropCapabilities, hide, dieWithParent, confine, closeOnExec}
+	steps := []func() error{dropBounding, lockSecurebits, j.changeID, dropCapabilities, hide, dieWithParent, confine.Apply, closeOnExec}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -138,6 +140,9 @@ func (j initJob) run() (pid int, err error) {
 	}
 	defer null.Close()
 	path, err := lookPath(j.Command[0], j.Env)
+	if err == nil && confine.Foreign(path) {
+		err = unix.ENOEXEC
+	}
 	if err == nil {
 		pid, err = syscall.ForkExec(path, j.Command, &syscall.ProcAttr{Env: withDefaults(j.Env), Files: []uintptr{null.Fd(), 1, 2},
 			Sys: &syscall.SysProcAttr{Setsid: true}})
@@ -152,7 +157,7 @@ func (j initJob) run() (pid int, err error) {
 		return 0, warden.Hint(warden.Errorf(warden.CodeInvalid, op, "%.200q: not executable for everybody", j.Command[0]),
 			"a task runs under a uid of its own: the file and its directories need the x bit for others")
 	case errors.Is(err, unix.ENOEXEC):
-		return 0, warden.Errorf(warden.CodeInvalid, op, "%.200q: not a program of this machine", j.Command[0])
+		return 0, warden.Hint(warden.Errorf(warden.CodeInvalid, op, "%.200q: not a program of this machine", j.Command[0]), "tasks run programs of "+runtime.GOARCH+" alone")
 	case errors.Is(err, unix.E2BIG):
 		return 0, warden.Errorf(warden.CodeInvalid, op, "arguments and environment are too long together")
 	}
@@ -203,23 +208,14 @@ func withDefaults(env []string) []string {
 
 // reap waits for all children until the program ends, and reports how.
 func reap(program int, reports io.Writer) int {
-	for {
-		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return 1
-		}
-		if pid != program {
-			continue
-		}
-		e := ended{Code: status.ExitStatus()}
-		if status.Signaled() {
-			e = ended{Signal: int(status.Signal())}
-		}
-		_ = writeFrame(reports, report{Exit: &e})
-		return 0
+	status, err := confine.Reap(program)
+	if err != nil {
+		return 1
 	}
+	e := ended{Code: status.ExitStatus()}
+	if status.Signaled() {
+		e = ended{Signal: int(status.Signal())}
+	}
+	_ = writeFrame(reports, report{Exit: &e})
+	return 0
 }

@@ -16,6 +16,7 @@ import (
 
 	"warden"
 	"warden/executor"
+	"warden/executor/confine"
 )
 
 // TestFollowAcrossRotation: a follower sees each line once and in order, however often the writer goes over to a new file.
@@ -218,18 +219,18 @@ func TestCgroupSettings(t *testing.T) {
 
 // TestClaimIDs: slots are not given twice, nor those of users of the host.
 func TestClaimIDs(t *testing.T) {
-	all := int64(idSlots) * idsPerTask
-	e := &Executor{tasks: map[string]*task{}, claimed: map[uint32]bool{}, foreign: []idRange{{0, idFirst + 1}, {idFirst + 3*idsPerTask - 1, all}}}
+	all := int64(confine.IDSlots) * confine.IDsPerTask
+	e := &Executor{tasks: map[string]*task{}, claimed: map[uint32]bool{}, foreign: []confine.Range{{First: 0, Count: confine.IDFirst + 1}, {First: confine.IDFirst + 3*confine.IDsPerTask - 1, Count: all}}}
 	seen := map[uint32]bool{}
-	if base := e.claimIDs(); base != idFirst+idsPerTask { // of the slots 0 to 2 only this is nobody's
-		t.Errorf("claimIDs() = %d, want %d", base, idFirst+idsPerTask)
+	if base := e.claimIDs(); base != confine.IDFirst+confine.IDsPerTask { // of the slots 0 to 2 only this is nobody's
+		t.Errorf("claimIDs() = %d, want %d", base, confine.IDFirst+confine.IDsPerTask)
 	} else {
 		e.unclaimIDs(base)
 	}
-	e.foreign = []idRange{{idFirst + 8*idsPerTask, all}}
+	e.foreign = []confine.Range{{First: confine.IDFirst + 8*confine.IDsPerTask, Count: all}}
 	for range 8 {
 		base := e.claimIDs()
-		if base < idFirst || base >= idFirst+8*idsPerTask || base%idsPerTask != 0 {
+		if base < confine.IDFirst || base >= confine.IDFirst+8*confine.IDsPerTask || base%confine.IDsPerTask != 0 {
 			t.Errorf("claimIDs() = %d", base)
 		}
 		seen[base] = true

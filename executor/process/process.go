@@ -1,7 +1,7 @@
 // Package process runs tasks as processes of this machine in namespaces of their own, with no engine.
 //
-// Each task has three kinds of processes. Its supervisor is this same binary, re-executed in a session of its own: it outlives
-// the daemon, owns the task's output, exit status and cgroup, and writes how the task ended. Its init, again this binary, is
+// Each task has three kinds of processes. Its supervisor is a part of this same binary (Self), in a session of its own: it outlives
+// the daemon, owns the task's output, exit status and cgroup, and writes how the task ended. Its init, again that part, is
 // process 1 of the task: it builds the root, gives up every right, starts the program, passes signals on and reaps. The
 // program is init's child. When the supervisor dies, init and all of the task die with it.
 //
@@ -21,20 +21,17 @@ package process
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io/fs"
 	"log/slog"
 	"maps"
-	"math/big"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,18 +41,12 @@ import (
 
 	"warden"
 	"warden/executor"
+	"warden/executor/confine"
 	"warden/tmpfsmount"
 )
 
 // Image is the only image of this executor: the host's own files, read-only.
 const Image = "host"
-
-// Uids and gids of tasks lie where systemd keeps those of containers (systemd.io/UIDS-GIDS), a slot of idsPerTask each.
-const (
-	idsPerTask = 1 << 16
-	idFirst    = 8 * idsPerTask // 524288
-	idSlots    = 28663          // up to 1879048191
-)
 
 // The words that make this binary a supervisor or an init.
 const (
@@ -82,6 +73,8 @@ func Main(args []string) (handled bool) {
 		os.Exit(supervise())
 	case initVerb:
 		os.Exit(runInit())
+	case checkVerb:
+		os.Exit(0)
 	}
 	return false
 }
@@ -92,7 +85,7 @@ type Executor struct {
 	mounts            string
 	userNS            bool
 	cgroups           map[string]string
-	foreign           []idRange
+	foreign           []confine.Range
 	logger            *slog.Logger
 
 	starts sync.RWMutex // held for reading across a start and for writing across Adopt, which removes what is half made
@@ -114,8 +107,8 @@ func WithBindMounts(e *Executor) { e.mounts = tmpfsmount.Bind }
 // WithoutCgroups leaves tasks without limits, as where no hierarchy is writable.
 func WithoutCgroups(e *Executor) { e.cgroups = nil }
 
-// New returns an executor that keeps tasks under stateDir, which it creates, and re-executes self, a path of this very
-// binary that everybody may execute ("/proc/self/exe"). It starts one task for a moment to see what this machine can do. Call
+// New returns an executor that keeps tasks under stateDir, which it creates, and executes self, a path that everybody may execute
+// of a binary whose main is Main: see Self, or of this very binary ("/proc/self/exe"). It starts one task for a moment to see what this machine can do. Call
 // Adopt before Start. Errors: CodePermissions unless run by root; CodeUnsupported if no task can be started here.
 func New(stateDir, self string, logger *slog.Logger, options ...Option) (*Executor, error) {
 	const op = "opening the process executor"
@@ -134,7 +127,7 @@ func New(stateDir, self string, logger *slog.Logger, options ...Option) (*Execut
 	}
 	sum := sha256.Sum256([]byte(dir))
 	e := &Executor{dir: dir, self: self, parent: "warden-" + hex.EncodeToString(sum[:6]), mounts: tmpfsmount.Probe(), userNS: true,
-		cgroups: hierarchies(), foreign: subordinateIDs(), logger: logger, tasks: map[string]*task{}, claimed: map[uint32]bool{}}
+		cgroups: hierarchies(), foreign: confine.SubordinateIDs(), logger: logger, tasks: map[string]*task{}, claimed: map[uint32]bool{}}
 	for _, option := range options {
 		option(e)
 	}
@@ -169,7 +162,7 @@ func (e *Executor) SecretMounts() string { return e.mounts }
 // probe starts a task that has no command.
 func (e *Executor) probe() error {
 	id := warden.NewID()
-	j := job{TaskID: id, IDBase: idFirst, UserNS: e.userNS, Mounts: e.mounts, ProbeOnly: true}
+	j := job{TaskID: id, IDBase: confine.IDFirst, UserNS: e.userNS, Mounts: e.mounts, ProbeOnly: true}
 	t, err := e.launch(context.Background(), j, nil)
 	if err != nil {
 		return err
@@ -245,50 +238,15 @@ func (e *Executor) claimIDs() uint32 {
 	for _, t := range e.tasks {
 		used[t.idBase] = true
 	}
-	for {
-		n, err := rand.Int(rand.Reader, big.NewInt(idSlots))
-		if err != nil {
-			panic(err) // crypto/rand never fails (since Go 1.24)
-		}
-		base := uint32(idFirst + n.Int64()*idsPerTask)
-		if !used[base] && !slices.ContainsFunc(e.foreign, func(r idRange) bool { return r.overlaps(int64(base), idsPerTask) }) {
-			e.claimed[base] = true
-			return base
-		}
-	}
+	base := confine.DrawIDs(e.foreign, func(base uint32) bool { return used[base] })
+	e.claimed[base] = true
+	return base
 }
 
 func (e *Executor) unclaimIDs(base uint32) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.claimed, base)
-}
-
-// idRange is a range of uids or gids that belongs to a user of the host.
-type idRange struct{ first, count int64 }
-
-func (r idRange) overlaps(first, count int64) bool {
-	return first < r.first+r.count && r.first < first+count
-}
-
-// subordinateIDs returns the ranges of /etc/subuid and /etc/subgid, less any that would leave no uids for tasks. A line is
-// "<user>:<first>:<count>" (subuid(5)).
-func subordinateIDs() (ranges []idRange) {
-	for _, path := range []string{"/etc/subuid", "/etc/subgid"} {
-		b, _ := os.ReadFile(path)
-		for line := range strings.Lines(string(b)) {
-			f := strings.Split(strings.TrimSpace(line), ":")
-			if len(f) != 3 {
-				continue
-			}
-			first, errFirst := strconv.ParseInt(f[1], 10, 64)
-			count, errCount := strconv.ParseInt(f[2], 10, 64)
-			if errFirst == nil && errCount == nil && count < idSlots/4*idsPerTask {
-				ranges = append(ranges, idRange{first, count})
-			}
-		}
-	}
-	return ranges
 }
 
 // launch makes the task's directory and starts its supervisor.

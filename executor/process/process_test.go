@@ -513,23 +513,3 @@ func TestNewRefusesOpenDirectory(t *testing.T) {
 		t.Errorf("New(directory open to others) = %v, want code %s", err, warden.CodePermissions)
 	}
 }
-
-// BenchmarkStart measures from Start to the program's exec, with a secret.
-func BenchmarkStart(b *testing.B) {
-	e, err := process.New(filepath.Join(b.TempDir(), "tasks"), self, slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Skip(err)
-	}
-	for b.Loop() {
-		task, err := e.Start(b.Context(), executor.Spec{TaskID: warden.NewID(), Image: process.Image, Command: []string{"/bin/true"},
-			Secrets: []executor.SecretFile{{Target: "a", Mode: 0o400, Data: sensitive.New([]byte("value"))}}})
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		if err := task.Remove(b.Context()); err != nil {
-			b.Fatal(err)
-		}
-		b.StartTimer()
-	}
-}

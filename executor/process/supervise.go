@@ -17,6 +17,7 @@ import (
 
 	"warden"
 	"warden/executor"
+	"warden/executor/confine"
 	"warden/tmpfsmount"
 )
 
@@ -125,9 +126,6 @@ func (s *supervisor) start(plan tmpfsmount.Plan) error {
 	adjust := fmt.Sprintf("/proc/%d/oom_score_adj", s.init.Process.Pid)
 	_ = set(adjust, "500")
 	defer set(adjust, "0")
-	if err := s.job.cgroup().add(s.init.Process.Pid); err != nil {
-		return err
-	}
 	if err := writeFrame(toInit, ij); err != nil {
 		return warden.Recode(warden.CodeInternal, "telling the task's init", err)
 	}
@@ -160,22 +158,30 @@ func (s *supervisor) spawn(log *logWriter, secrets *os.File) (toInit *os.File, e
 		return nil, err
 	}
 	theirs = []*os.File{jobR, reportW, outW, errW}
-	cmd := &exec.Cmd{Path: "/proc/self/exe", Args: []string{"warden", initVerb}, Stdout: outW, Stderr: errW, Dir: "/", Env: []string{"GOMAXPROCS=1"},
-		ExtraFiles: []*os.File{jobR, reportW}}
+	extra := []*os.File{jobR, reportW}
 	if secrets != nil {
-		cmd.ExtraFiles = append(cmd.ExtraFiles, secrets)
+		extra = append(extra, secrets)
 	}
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Setsid:     true, Pdeathsig: unix.SIGKILL, Credential: &syscall.Credential{},
+	cmd, err := s.job.cgroup().start(func() *exec.Cmd {
+		attr := &syscall.SysProcAttr{
+			Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+			Setsid:     true, Pdeathsig: unix.SIGKILL, Credential: &syscall.Credential{},
+		}
+		if s.job.UserNS {
+			ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(s.job.IDBase), Size: confine.IDsPerTask}}
+			attr.Cloneflags |= unix.CLONE_NEWUSER
+			attr.UidMappings, attr.GidMappings = ids, ids
+			attr.GidMappingsEnableSetgroups = true // so that the daemon's groups can be given up
+		}
+		return &exec.Cmd{Path: "/proc/self/exe", Args: []string{"warden", initVerb}, Stdout: outW, Stderr: errW, Dir: "/", Env: []string{"GOMAXPROCS=1"},
+			ExtraFiles: extra, SysProcAttr: attr}
+	})
+	if cmd == nil {
+		return nil, err
 	}
-	if s.job.UserNS {
-		ids := []syscall.SysProcIDMap{{ContainerID: 0, HostID: int(s.job.IDBase), Size: idsPerTask}}
-		cmd.SysProcAttr.Cloneflags |= unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings, cmd.SysProcAttr.GidMappings = ids, ids
-		cmd.SysProcAttr.GidMappingsEnableSetgroups = true // so that the daemon's groups can be given up
-	}
-	if err := cmd.Start(); err != nil {
+	if err != nil {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
 		return nil, err
 	}
 	s.init, s.lifeline, s.reports, s.outputs = cmd, jobW, bufio.NewReader(reportR), []*os.File{outR, errR}

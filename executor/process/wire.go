@@ -11,6 +11,7 @@ import (
 
 	"warden"
 	"warden/executor"
+	"warden/executor/confine"
 	"warden/internal/sensitive"
 	"warden/tmpfsmount"
 )
@@ -42,14 +43,14 @@ func (j job) cgroup() cgroup { return cgroup{dirs: j.Dirs, parent: j.Parent, tas
 // hostID translates a uid or gid as the task sees it. Without a user namespace the task has one uid, and 0 means that.
 func (j job) hostID(id uint32) (uint32, error) {
 	switch {
-	case j.UserNS && id < idsPerTask:
+	case j.UserNS && id < confine.IDsPerTask:
 		return j.IDBase + id, nil
 	case !j.UserNS && id == 0:
 		return j.IDBase, nil
 	case !j.UserNS:
 		return 0, warden.Errorf(warden.CodeInvalid, "placing a secret", "this node cannot give a file to uid or gid %d: it has no user namespaces", id)
 	}
-	return 0, warden.Errorf(warden.CodeInvalid, "placing a secret", "uid or gid %d is not below %d", id, idsPerTask)
+	return 0, warden.Errorf(warden.CodeInvalid, "placing a secret", "uid or gid %d is not below %d", id, confine.IDsPerTask)
 }
 
 type secretHeader struct {

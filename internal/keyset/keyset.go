@@ -99,10 +99,13 @@ func (s Set) Bytes() ([]byte, error) {
 	return out.Bytes(), nil
 }
 
+// Len returns how many keys there are.
+func (s Set) Len() int { return s.held().handle.Len() }
+
 // Rotate returns a set with a fresh primary; the keys of s stay for opening. Errors: CodeTooLarge when the set is full.
 func (s Set) Rotate() (Set, error) {
 	const op = "rotating a keyset"
-	if n := s.held().handle.Len(); n >= keysMax {
+	if n := s.Len(); n >= keysMax {
 		return Set{}, warden.Errorf(warden.CodeTooLarge, op, "%d keys already: drop those that nothing is sealed under", n)
 	}
 	manager := tinkkeyset.NewManagerFromHandle(s.held().handle)

@@ -150,7 +150,8 @@ func (h *Host) StartOnly() {
 		h.c.t.Fatal(err)
 	}
 	os.Remove(h.Sock)
-	args := append([]string{"run", "--state-dir", h.State, "--socket", h.Sock, "--listen", h.Address, "--hostname", h.Name, "--log-level", "debug"}, h.Args...)
+	args := append([]string{"run", "--state-dir", h.State, "--socket", h.Sock, "--listen", h.Address, "--hostname", h.Name, "--log-level", "debug",
+		"--executor", "process"}, h.Args...) // the last of a flag counts
 	cmd := exec.Command(filepath.Join(Bin(h.c.t), "warden"), args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

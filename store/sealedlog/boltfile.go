@@ -41,11 +41,29 @@ func openBoltFile(path string, flag int, mode os.FileMode) (*os.File, error) {
 		return nil, warden.Hint(warden.Errorf(warden.CodeInUse, "opening "+path, "another process has it open: %w", err),
 			"stop the other daemon that uses this state directory")
 	}
+	if err := sameFile(f, path); err != nil {
+		f.Close()
+		return nil, err
+	}
 	if err := checkBoltFile(f); err != nil {
 		f.Close()
 		return nil, corrupt(path, "%w", err)
 	}
 	return f, nil
+}
+
+// sameFile refuses an open file that path does not name any more: another process may have put a re-sealed one there between our
+// open and our lock. Errors: CodeInUse.
+func sameFile(f *os.File, path string) error {
+	is, err1 := f.Stat()
+	named, err2 := os.Lstat(path)
+	if err := errors.Join(err1, err2); err != nil {
+		return warden.Recode(warden.CodeInternal, "opening "+path, err)
+	}
+	if !os.SameFile(is, named) {
+		return warden.Errorf(warden.CodeInUse, "opening "+path, "another process replaced it meanwhile")
+	}
+	return nil
 }
 
 // boltFile is a bbolt file under check.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -35,18 +36,30 @@ var (
 	keyExtent    = []byte("extent")
 )
 
+// logFill is how full pages of the log are made: entries are appended and never grow, so that there is nothing to leave room for.
+const logFill = 1.0
+
 // errNotFound is for a stable value that was never set. raft v1.8 compares the text.
 var errNotFound = errors.New("not found")
 
 // Log is the sealed log and the stable values of one manager. It is a raft.LogStore, raft.MonotonicLogStore and
 // raft.StableStore. All methods are safe for concurrent use.
 type Log struct {
-	db     *bbolt.DB
 	path   string
-	file   *os.File // of db
 	owner  owner
 	sealer Sealer
+	logger *slog.Logger
 	broken atomic.Bool // a fault was caught: bbolt may hold its locks for ever, so that nothing calls it again
+
+	// mu guards db and file. It is held shared from before a record is sealed until it is written, so that Reseal, which holds it
+	// exclusively to swap the file, leaves no record behind that was sealed under a key of before.
+	mu   sync.RWMutex
+	db   *bbolt.DB
+	file *os.File // of db
+
+	resealing sync.Mutex    // held across Reseal
+	rewound   atomic.Uint64 // lowest index replaced, or deleted at the log's end, since Reseal looked
+	closing   atomic.Bool   // ends Reseal
 }
 
 var (
@@ -61,7 +74,7 @@ var (
 // Errors: CodeCorrupt, CodeForeign and CodeUnsupported with the file's name and what can be done, CodeInUse if another process has it open.
 // The caller closes the Log after raft is shut down. One directory belongs to one node.
 func Open(dir, clusterID, nodeID string, s Sealer, logger *slog.Logger) (*Log, error) {
-	l := &Log{path: filepath.Join(dir, logFile), owner: owner{Format: format, Cluster: clusterID, Node: nodeID}, sealer: s}
+	l := &Log{path: filepath.Join(dir, logFile), owner: owner{Format: format, Cluster: clusterID, Node: nodeID}, sealer: s, logger: logger}
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
@@ -80,6 +93,12 @@ func Open(dir, clusterID, nodeID string, s Sealer, logger *slog.Logger) (*Log, e
 		l.Close()
 		return nil, err
 	}
+	if err := os.Remove(l.path + resealSuffix); err == nil { // the lock of log.db is held, so that nobody is at work on it
+		logger.Info("removed an interrupted re-sealing", "path", l.path+resealSuffix)
+	} else if !errors.Is(err, os.ErrNotExist) {
+		l.Close()
+		return nil, warden.Recode(warden.CodeInternal, "removing an interrupted re-sealing", err)
+	}
 	logger.Info("opened raft log", "path", l.path, "entries", entries, "took", time.Since(start))
 	return l, nil
 }
@@ -92,28 +111,12 @@ func (l *Log) create() error {
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
-	clear, err := json.Marshal(l.owner)
-	if err != nil {
-		return warden.Recode(warden.CodeInternal, op, err)
-	}
-	sealed, err := l.sealer.Seal(clear, l.owner.aad("header"))
-	if err != nil {
-		return warden.Recode(warden.CodeInternal, op, err)
-	}
 	db, err := bbolt.Open(tmp, 0o600, &bbolt.Options{Timeout: time.Second})
 	if err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
 	defer db.Close()
-	err = db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range [][]byte{bucketHeader, bucketLog, bucketStable} {
-			if _, err := tx.CreateBucket(name); err != nil {
-				return err
-			}
-		}
-		h := tx.Bucket(bucketHeader)
-		return errors.Join(h.Put(keyClear, clear), h.Put(keySealed, sealed), l.putExtent(tx))
-	})
+	_, err = l.initialise(db)
 	if err := errors.Join(err, db.Sync(), db.Close()); err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
 	}
@@ -123,18 +126,38 @@ func (l *Log) create() error {
 	return syncDir(filepath.Dir(l.path))
 }
 
+// initialise makes the buckets of an empty file, its header and the extent of nothing. It returns the sealed header.
+func (l *Log) initialise(db *bbolt.DB) (sealed []byte, err error) {
+	clear, err := json.Marshal(l.owner)
+	if err != nil {
+		return nil, err
+	}
+	if sealed, err = l.sealer.Seal(clear, l.owner.aad("header")); err != nil {
+		return nil, err
+	}
+	return sealed, db.Update(func(tx *bbolt.Tx) error {
+		for _, name := range [][]byte{bucketHeader, bucketLog, bucketStable} {
+			if _, err := tx.CreateBucket(name); err != nil {
+				return err
+			}
+		}
+		h := tx.Bucket(bucketHeader)
+		return errors.Join(h.Put(keyClear, clear), h.Put(keySealed, sealed), l.putExtent(tx))
+	})
+}
+
+// boltOptions is how log.db is opened.
+func boltOptions(open func(path string, flag int, mode os.FileMode) (*os.File, error)) *bbolt.Options {
+	return &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoStatistics: true, OpenFile: open}
+}
+
 // open opens the existing file and scans it. It returns the number of log entries.
 func (l *Log) open() (entries int, err error) {
 	err = l.guard(func() error {
-		db, err := bbolt.Open(l.path, 0o600, &bbolt.Options{
-			Timeout:      time.Second,
-			FreelistType: bbolt.FreelistMapType,
-			NoStatistics: true,
-			OpenFile: func(path string, flag int, mode os.FileMode) (f *os.File, err error) {
-				l.file, err = openBoltFile(path, flag, mode)
-				return l.file, err
-			},
-		})
+		db, err := bbolt.Open(l.path, 0o600, boltOptions(func(path string, flag int, mode os.FileMode) (f *os.File, err error) {
+			l.file, err = openBoltFile(path, flag, mode)
+			return l.file, err
+		}))
 		if err != nil {
 			return err
 		}
@@ -201,8 +224,9 @@ func (l *Log) scan(tx *bbolt.Tx) (entries int, err error) {
 func extent(tx *bbolt.Tx) ([]byte, error) {
 	var b []byte
 	c := tx.Bucket(bucketLog).Cursor()
-	for _, to := range []func() ([]byte, []byte){c.First, c.Last} {
-		k, _ := to()
+	if k, _ := c.First(); k != nil { // bbolt v1.5 loops for ever in Last of pages that this transaction has emptied
+		b = append(b, k...)
+		k, _ = c.Last()
 		b = append(b, k...)
 	}
 	sum := sha256.New()
@@ -228,8 +252,13 @@ func (l *Log) putExtent(tx *bbolt.Tx) error {
 	return tx.Bucket(bucketHeader).Put(keyExtent, sealed)
 }
 
-// Close closes the file. More calls do nothing; other methods answer errors from then on.
+// Close ends a re-sealing and closes the file. More calls do nothing; other methods answer errors from then on.
 func (l *Log) Close() error {
+	l.closing.Store(true)
+	l.resealing.Lock()
+	defer l.resealing.Unlock()
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if l.broken.Load() || l.db == nil {
 		if l.file != nil {
 			l.file.Close() // lets go of the lock; what is mapped stays so until the process ends
@@ -287,23 +316,31 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 		return nil
 	}
 	op := "storing log entries in " + l.path
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	first := entries[0].Index
 	values := make([][]byte, len(entries))
 	for i, e := range entries {
 		if e.Index != first+uint64(i) || e.Index == 0 {
 			return warden.Errorf(warden.CodeInternal, op, "entry %d does not follow entry %d", e.Index, first+uint64(i)-1)
 		}
-		sealed, err := l.sealer.Seal(FormatRecord(e), l.entryAAD(e.Index, e.Term))
-		if err != nil {
+		var err error
+		if values[i], err = l.sealEntry(e); err != nil {
 			return warden.Recode(warden.CodeInternal, op, err)
 		}
-		values[i] = append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(sealed)), e.Term), sealed...)
 	}
+	replaced := false
+	defer func() {
+		if replaced {
+			l.markRewound(first)
+		}
+	}()
 	return l.update(op, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketLog)
 		if last, _ := b.Cursor().Last(); last != nil {
 			switch last := binary.BigEndian.Uint64(last); {
 			case last >= first:
+				replaced = true
 				if err := deleteRange(b, first, last); err != nil {
 					return err
 				}
@@ -313,6 +350,7 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 				}
 			}
 		}
+		b.FillPercent = logFill
 		for i, v := range values {
 			if err := b.Put(logKey(first+uint64(i)), v); err != nil {
 				return err
@@ -326,10 +364,19 @@ func (l *Log) StoreLogs(entries []*raft.Log) error {
 // middle is refused with CodeInternal.
 func (l *Log) DeleteRange(low, high uint64) error {
 	op := "deleting log entries in " + l.path
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	atEnd := false
+	defer func() {
+		if atEnd {
+			l.markRewound(low)
+		}
+	}()
 	return l.update(op, func(tx *bbolt.Tx) error {
 		b := tx.Bucket(bucketLog)
 		first, _ := b.Cursor().First()
 		last, _ := b.Cursor().Last()
+		atEnd = last != nil && high >= binary.BigEndian.Uint64(last)
 		if first != nil && low > binary.BigEndian.Uint64(first) && high < binary.BigEndian.Uint64(last) {
 			return warden.Errorf(warden.CodeInternal, op, "entries %d to %d lie in the middle of the log", low, high)
 		}
@@ -355,6 +402,8 @@ func deleteRange(b *bbolt.Bucket, low, high uint64) error {
 // Set stores a stable value and returns when it is on disk.
 func (l *Log) Set(key, val []byte) error {
 	op := "storing a stable value in " + l.path
+	l.mu.RLock()
+	defer l.mu.RUnlock()
 	sealed, err := l.sealer.Seal(val, l.owner.aad("stable", key))
 	if err != nil {
 		return warden.Recode(warden.CodeInternal, op, err)
@@ -401,6 +450,15 @@ func (l *Log) entryAAD(index, term uint64) []byte {
 	return l.owner.aad("log", logKey(index), binary.BigEndian.AppendUint64(nil, term))
 }
 
+// sealEntry returns the value of an entry: its term in clear, the rest sealed. openEntry is its inverse.
+func (l *Log) sealEntry(e *raft.Log) ([]byte, error) {
+	sealed, err := l.sealer.Seal(FormatRecord(e), l.entryAAD(e.Index, e.Term))
+	if err != nil {
+		return nil, err
+	}
+	return append(binary.BigEndian.AppendUint64(make([]byte, 0, 8+len(sealed)), e.Term), sealed...), nil
+}
+
 // openEntry opens the value at index into out. Errors: CodeCorrupt.
 func (l *Log) openEntry(index uint64, v []byte, out *raft.Log) error {
 	if len(v) < 8 {
@@ -431,10 +489,19 @@ func (l *Log) openStable(key, v []byte) ([]byte, error) {
 	return b, nil
 }
 
+// view runs f in a transaction for reading. mu is not held.
 func (l *Log) view(op string, f func(*bbolt.Tx) error) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.viewHeld(op, f)
+}
+
+// viewHeld is view where mu is held.
+func (l *Log) viewHeld(op string, f func(*bbolt.Tx) error) error {
 	return l.explain(op, l.guard(func() error { return l.db.View(f) }))
 }
 
+// update runs f in a transaction that writes. mu is held.
 func (l *Log) update(op string, f func(*bbolt.Tx) error) error {
 	return l.explain(op, l.guard(func() error {
 		return l.db.Update(func(tx *bbolt.Tx) error {
@@ -464,17 +531,25 @@ func (f fault) Error() string { return string(f) }
 
 // guard runs f and turns a panic of bbolt, or a fault on a page that the file does not have any more, into an error. The
 // check at Open leaves few ways to get here: a file that shrinks while it is open, a disk that cannot read a page.
-func (l *Log) guard(f func() error) (err error) {
+func (l *Log) guard(f func() error) error {
 	if l.broken.Load() {
 		return fault("it failed before, see the first error")
 	}
+	caught, err := catch(f)
+	if caught {
+		l.broken.Store(true)
+	}
+	return err
+}
+
+// catch runs f and returns its panic as an error.
+func catch(f func() error) (caught bool, err error) {
 	old := debug.SetPanicOnFault(true) // of this goroutine only
 	defer debug.SetPanicOnFault(old)
 	defer func() {
 		if r := recover(); r != nil {
-			l.broken.Store(true)
-			err = fault(fmt.Sprintf("its pages are not well-formed or not readable: %v", r))
+			caught, err = true, fault(fmt.Sprintf("its pages are not well-formed or not readable: %v", r))
 		}
 	}()
-	return f()
+	return false, f()
 }

@@ -111,6 +111,20 @@ func TestDeletingManyEntriesLeavesNone(t *testing.T) {
 	openLog(t, dir, s)
 }
 
+// TestEmptyingALogOfManyPages is what raft does after a leader sent it a snapshot.
+func TestEmptyingALogOfManyPages(t *testing.T) {
+	dir, s := t.TempDir(), newSealer(t)
+	l := openLog(t, dir, s)
+	store(t, l, 1, 1000)
+	if err := l.DeleteRange(1, 1000); err != nil {
+		t.Fatal(err)
+	}
+	wantRange(t, l, 0, 0)
+	store(t, l, 2000, 2100)
+	l.Close()
+	wantRange(t, openLog(t, dir, s), 2000, 2100)
+}
+
 // TestI8NothingSecretInTheFile searches the file for the entries' text.
 func TestI8NothingSecretInTheFile(t *testing.T) {
 	dir := t.TempDir()

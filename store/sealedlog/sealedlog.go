@@ -37,6 +37,22 @@ type Sealer interface {
 	Open(sealed, aad []byte) ([]byte, error)
 }
 
+// Rotating is a Sealer whose keys rotate: Seal uses the present primary, Open accepts older keys too, and UnderPrimary reports whether
+// sealed, which Seal made, is under the present primary; it need not authenticate. What is behind it may change at any
+// time, if what an older keyring sealed can still be opened until Reseal and Stale were clean under the newer one.
+type Rotating interface {
+	Sealer
+	UnderPrimary(sealed []byte) bool
+}
+
+// rotating returns s as a Rotating. Errors: CodeUnsupported.
+func rotating(op string, s Sealer) (Rotating, error) {
+	if r, ok := s.(Rotating); ok {
+		return r, nil
+	}
+	return nil, warden.Errorf(warden.CodeUnsupported, op, "its sealer has one key for ever")
+}
+
 // format is the version of both file formats. A higher one is refused with CodeUnsupported.
 const format = 1
 

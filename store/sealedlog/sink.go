@@ -18,6 +18,7 @@ import (
 type sink struct {
 	sn   *Snapshots
 	meta meta
+	key  *keyset.Handle // of the body; wrapped only when the metadata is sealed, under the key that is primary then
 	file *os.File
 	enc  io.WriteCloser
 	err  error // the first failure; what follows it fails alike
@@ -31,24 +32,17 @@ func (s *sink) start() (err error) {
 	if s.meta.ID, err = s.sn.makeTmp(s.meta.Term, s.meta.Index); err != nil {
 		return err
 	}
-	id := []byte(s.meta.ID)
-	h, err := keyset.NewHandle(streamingaead.AES256GCMHKDF1MBKeyTemplate())
-	if err != nil {
+	if s.key, err = keyset.NewHandle(streamingaead.AES256GCMHKDF1MBKeyTemplate()); err != nil {
 		return err
 	}
-	var wrapped bytes.Buffer
-	if err := h.WriteWithAssociatedData(keyset.NewBinaryWriter(&wrapped), wrapper{s.sn.sealer}, s.sn.owner.aad("snapshot key", id)); err != nil {
-		return err
-	}
-	s.meta.Key = wrapped.Bytes()
-	key, err := streamingaead.New(h)
+	key, err := streamingaead.New(s.key)
 	if err != nil {
 		return err
 	}
 	if s.file, err = os.OpenFile(filepath.Join(s.dir(), stateFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return err
 	}
-	if s.enc, err = key.NewEncryptingWriter(s.file, s.sn.owner.aad("snapshot body", id)); err != nil {
+	if s.enc, err = key.NewEncryptingWriter(s.file, s.sn.owner.aad("snapshot body", []byte(s.meta.ID))); err != nil {
 		return err
 	}
 	_, err = s.enc.Write([]byte{bodyFormat})
@@ -93,10 +87,18 @@ func (s *sink) finish() error {
 	if err := errors.Join(s.enc.Close(), s.file.Sync(), s.file.Close()); err != nil {
 		return err
 	}
+	s.sn.mu.Lock() // from the sealing on, so that Reseal sees the snapshot, or it is under the new key
+	defer s.sn.mu.Unlock()
+	delete(s.sn.open, s.meta.ID)
 	clear, err := json.Marshal(s.sn.owner)
 	if err != nil {
 		return err
 	}
+	var wrapped bytes.Buffer
+	if err := s.key.WriteWithAssociatedData(keyset.NewBinaryWriter(&wrapped), wrapper{s.sn.sealer}, s.sn.owner.aad("snapshot key", []byte(s.meta.ID))); err != nil {
+		return err
+	}
+	s.meta.Key = wrapped.Bytes()
 	plain, err := json.Marshal(s.meta)
 	if err != nil {
 		return err
@@ -136,5 +138,8 @@ func (s *sink) abandon() error {
 	if s.file != nil {
 		s.file.Close()
 	}
-	return warden.Recode(warden.CodeInternal, "removing snapshot "+s.meta.ID, os.RemoveAll(s.dir()))
+	s.sn.mu.Lock()
+	defer s.sn.mu.Unlock()
+	delete(s.sn.open, s.meta.ID)
+	return warden.Recode(warden.CodeInternal, "removing snapshot "+s.meta.ID, removeTmp(s.dir()))
 }

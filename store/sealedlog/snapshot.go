@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -47,7 +48,12 @@ type Snapshots struct {
 	sealer Sealer
 	retain int
 	logger *slog.Logger
-	mu     sync.Mutex // held across what renames and removes in dir
+
+	mu       sync.Mutex          // guards open and replaced; held across what seals metadata, renames and removes in dir
+	open     map[string]struct{} // IDs of the sinks that are being written
+	replaced map[string]string   // by Reseal: old ID to new, for those who got the old one from List
+
+	resealing sync.Mutex // held across Reseal
 }
 
 var _ raft.SnapshotStore = (*Snapshots)(nil)
@@ -82,6 +88,7 @@ func OpenSnapshots(dir, clusterID, nodeID string, s Sealer, retain int, logger *
 		dir:    filepath.Join(dir, snapshotDir),
 		owner:  owner{Format: format, Cluster: clusterID, Node: nodeID},
 		sealer: s, retain: retain, logger: logger,
+		open: map[string]struct{}{}, replaced: map[string]string{},
 	}
 	if err := errors.Join(makeDir(dir), makeDir(sn.dir)); err != nil {
 		return nil, err
@@ -164,6 +171,11 @@ func numbers(id string) []uint64 {
 // not authenticate, or if the body ends early; what it gave before that is authentic. The caller closes the body.
 // Errors: CodeNotFound, and as OpenSnapshots.
 func (sn *Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	sn.mu.Lock()
+	for next, ok := sn.replaced[id]; ok; next, ok = sn.replaced[id] {
+		id = next
+	}
+	sn.mu.Unlock()
 	m, key, err := sn.readMeta(id)
 	if err != nil {
 		return nil, nil, err
@@ -212,26 +224,32 @@ func (b *body) Read(p []byte) (int, error) {
 // Close closes the file.
 func (b *body) Close() error { return b.f.Close() }
 
-// readMeta reads, opens and checks the metadata of a snapshot and the key of its body.
-func (sn *Snapshots) readMeta(id string) (*meta, tink.StreamingAEAD, error) {
+// readSealed reads the metadata of a snapshot as it is on disk, and checks whose it is.
+func (sn *Snapshots) readSealed(id string) (path string, sealed []byte, err error) {
 	if !snapshotID.MatchString(id) {
-		return nil, nil, warden.Errorf(warden.CodeNotFound, "opening snapshot", "%.64q is not the ID of a snapshot", id)
+		return "", nil, warden.Errorf(warden.CodeNotFound, "opening snapshot", "%.64q is not the ID of a snapshot", id)
 	}
-	path := filepath.Join(sn.dir, id, metaFile)
+	path = filepath.Join(sn.dir, id, metaFile)
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, nil, missing(path, err)
+		return "", nil, missing(path, err)
 	}
 	defer f.Close()
 	b, err := io.ReadAll(io.LimitReader(f, metaBytesMax+1))
 	if err != nil {
-		return nil, nil, warden.Recode(warden.CodeInternal, "reading "+path, err)
+		return "", nil, warden.Recode(warden.CodeInternal, "reading "+path, err)
 	}
 	clear, sealed, ok := bytes.Cut(b, []byte("\n"))
 	if !ok || len(b) > metaBytesMax {
-		return nil, nil, corrupt(path, "it has no header, or is too large")
+		return "", nil, corrupt(path, "it has no header, or is too large")
 	}
-	if err := sn.owner.check(path, clear); err != nil {
+	return path, sealed, sn.owner.check(path, clear)
+}
+
+// readMeta reads, opens and checks the metadata of a snapshot and the key of its body.
+func (sn *Snapshots) readMeta(id string) (*meta, tink.StreamingAEAD, error) {
+	path, sealed, err := sn.readSealed(id)
+	if err != nil {
 		return nil, nil, err
 	}
 	plain, err := sn.sealer.Open(sealed, sn.owner.aad("snapshot", []byte(id)))
@@ -308,21 +326,30 @@ func (sn *Snapshots) Create(version raft.SnapshotVersion, index, term uint64, c 
 func (sn *Snapshots) makeTmp(term, index uint64) (id string, err error) {
 	sn.mu.Lock()
 	defer sn.mu.Unlock()
-	for ms := time.Now().UnixMilli(); ; ms++ {
+	ms := time.Now().UnixMilli()
+	ids, err := sn.ids()
+	if err != nil {
+		return "", err
+	}
+	for _, other := range ids { // the newest of one index is the one with the latest time, wherever the clock was set
+		if n := numbers(other); n[0] == term && n[1] == index {
+			ms = max(ms, int64(n[2])+1)
+		}
+	}
+	for ; ; ms++ {
 		id = fmt.Sprintf("%d-%d-%d", term, index, ms)
 		if _, err := os.Lstat(filepath.Join(sn.dir, id)); err == nil {
 			continue
 		}
 		if err := os.Mkdir(filepath.Join(sn.dir, id+tmpSuffix), 0o700); !os.IsExist(err) {
+			sn.open[id] = struct{}{}
 			return id, err
 		}
 	}
 }
 
-// publish renames a finished snapshot into place and removes those that are too old.
+// publish renames a finished snapshot into place and removes those that are too old. sn.mu is held.
 func (sn *Snapshots) publish(id string) error {
-	sn.mu.Lock()
-	defer sn.mu.Unlock()
 	if err := os.Rename(filepath.Join(sn.dir, id+tmpSuffix), filepath.Join(sn.dir, id)); err != nil {
 		return err
 	}
@@ -334,13 +361,27 @@ func (sn *Snapshots) publish(id string) error {
 		return err
 	}
 	for _, old := range ids[min(sn.retain, len(ids)):] {
-		// The name goes first, so that a crash leaves a whole snapshot or what the next start removes.
-		tmp := filepath.Join(sn.dir, old+tmpSuffix)
-		if err := errors.Join(os.Rename(filepath.Join(sn.dir, old), tmp), os.RemoveAll(tmp)); err != nil {
+		if err := sn.remove(old); err != nil {
 			sn.logger.Warn("kept an old snapshot", "snapshot_id", old, "err", err)
 			continue
 		}
 		sn.logger.Info("removed old snapshot", "snapshot_id", old)
 	}
 	return nil
+}
+
+// remove removes a snapshot. The name goes first, so that a crash leaves a whole snapshot or what the next start removes; then
+// the metadata, which has the body's key, is overwritten, so that the blocks that are freed hold no key. sn.mu is held.
+func (sn *Snapshots) remove(id string) error {
+	tmp := filepath.Join(sn.dir, id+tmpSuffix)
+	return errors.Join(os.Rename(filepath.Join(sn.dir, id), tmp), removeTmp(tmp))
+}
+
+// removeTmp removes what is left of a snapshot.
+func removeTmp(dir string) error {
+	if f, err := os.OpenFile(filepath.Join(dir, metaFile), os.O_WRONLY|syscall.O_NOFOLLOW, 0); err == nil {
+		_ = overwrite(f) // it may make it harder to find; that it is gone is told by RemoveAll
+		f.Close()
+	}
+	return os.RemoveAll(dir)
 }

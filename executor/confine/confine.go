@@ -1,4 +1,13 @@
-package process
+// Package confine is what keeps the tasks of every executor to themselves: the filter of their system calls, uids that nobody else
+// has, and the wait of their process 1.
+//
+// It makes no namespaces, users or cgroups and knows no task: executors do.
+//
+// Invariants: a filter can't be undone and holds for all that the process starts; filters stack, so an engine's own goes on to count;
+// a call that this package does not know does not exist for a task; no uid that is drawn belongs to a user of the host.
+//
+// It trusts the kernel. References: seccomp(2), clone(2), subuid(5).
+package confine
 
 import (
 	"unsafe"
@@ -102,8 +111,9 @@ func program() []unix.SockFilter {
 	return p
 }
 
-// confine puts the filter and no_new_privs on all threads of this process, and so on all that it starts. It can't be undone.
-func confine() error {
+// Apply puts the filter and no_new_privs on all threads of this process, and so on all that it starts. It needs no privilege and can't
+// be undone. What an init needs after it, to fork, exec, signal, wait and write, is allowed. Errors: the kernel's, where it has no such filters.
+func Apply() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return err
 	}
