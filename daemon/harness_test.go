@@ -83,8 +83,9 @@ func (p *place) run() error {
 	}
 	p.t.Cleanup(func() { p.stop() })
 	answers := make(chan error, 1)
+	local := p.local // p's own is the next run's, once this one has ended
 	go func() {
-		_, err := p.local.Info(ctx, &api.InfoRequest{}, grpc.WaitForReady(true))
+		_, err := local.Info(ctx, &api.InfoRequest{}, grpc.WaitForReady(true))
 		answers <- err
 	}()
 	select {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -49,7 +50,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 	// Load, until the end of the test.
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
-	writes := 0
+	var writes atomic.Int64
 	wg.Go(func() {
 		for i := 0; ; i++ {
 			select {
@@ -63,7 +64,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 				return
 			}
 			c.m[i%2].Try("zone", "rm", name)
-			writes++
+			writes.Add(1)
 		}
 	})
 	defer wg.Wait()
@@ -94,7 +95,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 	if after := fmt.Sprint(taskPid(t, mark)); after != before {
 		t.Errorf("the tasks' processes were %s before and %s after", before, after)
 	}
-	t.Logf("%d writes went through meanwhile", writes)
+	t.Logf("%d writes went through meanwhile", writes.Load())
 
 	// A change of the policy reaches every node within a minute.
 	begin := time.Now()
