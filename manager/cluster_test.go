@@ -1,9 +1,11 @@
 package manager
 
 import (
+	"context"
 	"crypto"
 	"crypto/tls"
 	"testing"
+	"time"
 
 	"warden"
 	"warden/api"
@@ -177,6 +179,44 @@ func TestEvictedManager(t *testing.T) {
 		t.Errorf("a recorded key under the distrusted CA: %v", err)
 	}
 	c.join(api.Role_ROLE_WORKER, "after") // under the new CA
+}
+
+// What this manager has open to another ends with the other's role, as what it has open here does: its logs would still be believed.
+func TestI4NothingIsAskedOfAnEvictedManager(t *testing.T) {
+	for what, end := range map[string]func(*cluster, *host){
+		"evicted": (*cluster).evict,
+		"demoted": func(c *cluster, h *host) {
+			n := c.record(h)
+			n.DesiredRole = api.Role_ROLE_WORKER
+			c.propose(store.Put(n, n.Meta.Version))
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			c := newCluster(t)
+			evil := c.join(api.Role_ROLE_MANAGER, "evil")
+			if c.leader(c.first, evil) == evil {
+				if err := evil.m.StepDown(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				c.leader(c.first)
+			}
+			open := must[api.PeerClient](t)(c.first.m.peers.client(evil.id))
+			ask := func() error {
+				ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+				defer cancel()
+				_, err := open.Recipient(ctx, &api.RecipientRequest{})
+				return err
+			}
+			if err := ask(); err != nil {
+				t.Fatal(err)
+			}
+			end(c, evil)
+			await(t, "the connection is cut", func() bool { return ask() != nil })
+			if _, err := c.first.m.peers.client(evil.id); warden.CodeOf(err) != warden.CodeUnavailable {
+				t.Errorf("a client for it: %v", err)
+			}
+		})
+	}
 }
 
 // A rotation that was left half done is finished by the next leader; new secrets may come at any moment.

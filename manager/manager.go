@@ -303,20 +303,26 @@ func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
 		if err != nil {
 			return nil
 		}
-		if ch.Resync || m.concernsManagers(ch.Keys) {
+		m.cut(ch)
+		if ch.Resync || m.concernsManagers(ch.Keys) { // after the cut: the report is this manager's word that it is done
 			m.askReport()
 			m.askReconcile()
 		}
-		if ch.Resync {
-			m.doors.Rejudge("")
-			continue
+	}
+}
+
+// cut ends the connections that the changes leave no right to.
+func (m *Manager) cut(ch store.Changes) {
+	m.peers.rejudge()
+	if ch.Resync {
+		m.doors.Rejudge("")
+		return
+	}
+	for _, k := range ch.Keys {
+		if k.Kind == api.Kind_KIND_CLUSTER { // an issuing CA may be distrusted now
+			k.ID = ""
 		}
-		for _, k := range ch.Keys {
-			if k.Kind == api.Kind_KIND_CLUSTER { // an issuing CA may be distrusted now
-				k.ID = ""
-			}
-			m.doors.Rejudge(k.ID)
-		}
+		m.doors.Rejudge(k.ID)
 	}
 }
 

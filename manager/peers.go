@@ -15,7 +15,8 @@ import (
 	"warden/door"
 )
 
-// peers keeps one connection to each other manager's peer door.
+// peers keeps one connection to each other manager's peer door, for as long as its record is a manager's: the doors cut what
+// comes in, this what goes out.
 type peers struct {
 	m  *Manager
 	mu sync.Mutex // guards to; not held across I/O
@@ -24,9 +25,13 @@ type peers struct {
 
 func newPeers(m *Manager) *peers { return &peers{m: m, to: map[string]*grpc.ClientConn{}} }
 
+// client returns a client for the manager. Errors: CodeUnavailable where the node is no manager any more.
 func (p *peers) client(id string) (api.PeerClient, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err := p.may(id); err != nil {
+		return nil, err
+	}
 	if c, ok := p.to[id]; ok {
 		return api.NewPeerClient(c), nil
 	}
@@ -34,6 +39,9 @@ func (p *peers) client(id string) (api.PeerClient, error) {
 		grpc.WithTransportCredentials(door.Credentials()),
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
 			i, err := p.m.manager(id)
+			if err == nil {
+				err = p.may(id)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -50,6 +58,27 @@ func (p *peers) client(id string) (api.PeerClient, error) {
 	}
 	p.to[id] = c
 	return api.NewPeerClient(c), nil
+}
+
+// may refuses a node that the state says is no manager, or none any more. Where the replica is still empty it says nothing.
+func (p *peers) may(id string) error {
+	v := p.m.store.View()
+	if n := v.Node(id); v.Tombstone(id) == nil && (n == nil || n.EffectiveRole() == api.Role_ROLE_MANAGER) {
+		return nil
+	}
+	return warden.Errorf(warden.CodeUnavailable, "connecting to manager "+id, "it is no manager any more")
+}
+
+// rejudge closes the connections to nodes that are managers no more, and ends the calls that wait there.
+func (p *peers) rejudge() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, c := range p.to {
+		if p.may(id) != nil {
+			delete(p.to, id)
+			go c.Close() // it may wait a few seconds for a peer that does not read
+		}
+	}
 }
 
 // leader returns a client for the leader. Errors: CodeNoLeader, CodeNotLeader where this manager itself leads.
