@@ -93,7 +93,7 @@ func (s *Store) do(ctx context.Context, op string, f func() raft.Future) error {
 	if !s.IsLeader() {
 		return s.notLeader(op)
 	}
-	if err := await(ctx, f()); err != nil {
+	if err := s.ask(ctx, f); err != nil {
 		return s.raftError(op, err)
 	}
 	return nil

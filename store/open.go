@@ -22,6 +22,7 @@ const (
 	handOverTimeout  = 2 * time.Second
 	lastSnapshotMin  = 1024 // entries since the last snapshot, for one to be taken before stopping
 	lastSnapshotMax  = 2 * time.Second
+	answersMax       = 2 * time.Second // for what raft was asked before it is stopped
 )
 
 // Open starts raft on what is on disk. With nothing there this is a joiner, which waits until a leader adds it. Errors: those
@@ -78,7 +79,7 @@ func Bootstrap(cfg Config, first *api.Command) (*Store, error) {
 // start starts raft and the goroutines of the store; it owns the stores from here on.
 func start(cfg Config, stores *Stores) (*Store, error) {
 	cfg.Logger = orDiscard(cfg.Logger)
-	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), done: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), done: make(chan struct{}), stopped: make(chan struct{}), nudge: make(chan struct{}, 1)}
 	behind := *stores
 	stores = &behind
 	stores.Logs = newLogCache(&timedLogs{stores.Logs, &s.counts.appends})
@@ -182,7 +183,8 @@ func (s *Stores) close() error {
 }
 
 // Close hands leadership over where this manager leads others, takes a snapshot where much came since the last, so that the next start
-// has little to apply again, then stops raft and closes the stores. ctx bounds the first two only, each also 2 s. It may be called more than once.
+// has little to apply again, and waits for the answers to what is under way; then it stops raft and closes the stores. ctx bounds the first
+// three only, each also 2 s. It may be called more than once.
 func (s *Store) Close(ctx context.Context) error {
 	var err error
 	s.closing.Do(func() {
@@ -197,7 +199,9 @@ func (s *Store) Close(ctx context.Context) error {
 		close(s.done)
 		s.resealing.Lock() // a re-sealing ends at s.done, and none begins after it
 		defer s.resealing.Unlock()
+		s.lastAnswers(ctx)
 		serr := s.raft.Shutdown().Error()
+		close(s.stopped)
 		s.wg.Wait()
 		s.machine.hub.close()
 		err = warden.Wrap("closing the replicated state", s.stores.close())
@@ -208,6 +212,21 @@ func (s *Store) Close(ctx context.Context) error {
 	return err
 }
 
+// lastAnswers waits until raft was asked nothing more that it has not answered.
+func (s *Store) lastAnswers(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, answersMax)
+	defer cancel()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for s.asked.Load() > 0 {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // lastSnapshotBeforeStop takes a snapshot if it is worth it.
 func (s *Store) lastSnapshotBeforeStop(ctx context.Context) {
 	snapshot, _ := s.lastSnapshot()
@@ -216,7 +235,7 @@ func (s *Store) lastSnapshotBeforeStop(ctx context.Context) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, lastSnapshotMax)
 	defer cancel()
-	if err := await(ctx, s.raft.Snapshot()); err != nil {
+	if err := s.ask(ctx, func() raft.Future { return s.raft.Snapshot() }); err != nil {
 		s.logger.Warn("failed to take a snapshot before stopping", "error", err)
 	}
 }

@@ -68,6 +68,7 @@ type Store struct {
 	machine *machine
 	stores  *Stores
 	done    chan struct{} // closed by Close; ends the goroutines
+	stopped chan struct{} // closed by Close once raft has stopped: it answers nothing any more
 	wg      sync.WaitGroup
 	closing sync.Once
 
@@ -75,6 +76,7 @@ type Store struct {
 
 	lastTime atomic.Int64  // newest command time proposed here
 	inFlight atomic.Int64  // proposals that wait for their commit
+	asked    atomic.Int64  // what raft was asked and has not answered, also where nobody waits for it any more
 	nudge    chan struct{} // holds one token while followers wait to learn of a commit
 
 	appliedMu sync.Mutex // guards applied; held across reads of the log cache
@@ -102,6 +104,9 @@ func (s *Store) Watch(kinds ...api.Kind) *Watcher { return s.machine.hub.watch(k
 // CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe).
 func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
 	const op = "proposing a command"
+	if s.closed() {
+		return nil, warden.Errorf(warden.CodeUnavailable, op, "the store is closed")
+	}
 	if !s.IsLeader() {
 		return nil, s.notLeader(op)
 	}
@@ -121,8 +126,8 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 	}
 	s.inFlight.Add(1)
 	start := time.Now()
-	f := s.raft.Apply(data, applyQueueTimeout)
-	err = await(ctx, f)
+	var f raft.ApplyFuture
+	err = s.ask(ctx, func() raft.Future { f = s.raft.Apply(data, applyQueueTimeout); return f })
 	if s.inFlight.Add(-1) == 0 && err == nil {
 		select {
 		case s.nudge <- struct{}{}:
@@ -173,7 +178,7 @@ func (s *Store) nudgeLoop() {
 		case <-s.nudge:
 		}
 		if s.IsLeader() && len(s.raft.GetConfiguration().Configuration().Servers) > 1 {
-			_ = s.raft.Barrier(0).Error() // whoever waits for the followers sees for himself
+			_ = s.ask(context.Background(), func() raft.Future { return s.raft.Barrier(0) }) // whoever waits for the followers sees for himself
 		}
 	}
 }
@@ -290,16 +295,29 @@ func (s *Store) closed() bool {
 	}
 }
 
-// await waits for the future or for ctx. The goroutine ends with the future, at the latest when raft shuts down.
-func await(ctx context.Context, f raft.Future) error {
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }()
+// ask asks raft something and waits for its answer, for ctx, or until raft has stopped: what is committed then and not applied, raft forgets
+// to answer. The goroutine ends with the answer.
+func (s *Store) ask(ctx context.Context, question func() raft.Future) error {
+	s.asked.Add(1) // before the look at done, so that Close sees it, or it sees Close
+	if s.closed() {
+		s.asked.Add(-1)
+		return raft.ErrRaftShutdown
+	}
+	f, answer := question(), make(chan error, 1)
+	go func() {
+		answer <- f.Error()
+		s.asked.Add(-1)
+	}()
 	select {
-	case err := <-done:
-		return err
+	case err := <-answer:
+		if !errors.Is(err, raft.ErrRaftShutdown) { // which raft says of what is committed, too
+			return err
+		}
+	case <-s.stopped:
 	case <-ctx.Done():
 		return warden.Errorf(warden.CodeTimeout, "waiting for the managers", "%w; the outcome is unknown", ctx.Err())
 	}
+	return warden.Errorf(warden.CodeTimeout, "waiting for the managers", "the store was closed meanwhile; the outcome is unknown")
 }
 
 // raftError gives raft's errors their codes.
