@@ -381,7 +381,8 @@ func (s *session) waits() time.Time {
 }
 
 // beat sends the heartbeat every HeartbeatPeriod, one at a time, and ends the session where one stays without an answer for
-// HeartbeatMissed. It returns what ends it. One heartbeat that is not answered fits into the stream's buffer: Send never waits.
+// HeartbeatMissed. It returns what ends it. Send waits for no honest node: what is not answered is one heartbeat, which the stream
+// has room for. One that answers what it never reads fills that up in hours, and its session ends, too.
 func (s *session) beat(stream grpc.BidiStreamingClient[api.WatchRequest, api.WatchReply]) (stop func()) {
 	var timer *time.Timer
 	var mu sync.Mutex // held over one heartbeat, so that stop waits for it
@@ -404,7 +405,11 @@ func (s *session) beat(stream grpc.BidiStreamingClient[api.WatchRequest, api.Wat
 		s.mu.Unlock()
 		switch {
 		case waits.IsZero():
-			if err := stream.Send(&api.WatchRequest{TimeNs: now.UnixNano()}); err != nil {
+			late := time.AfterFunc(warden.HeartbeatMissed, func() {
+				s.end(warden.Errorf(warden.CodeTimeout, "watching tasks", "the node did not take a heartbeat for %s", warden.HeartbeatMissed))
+			})
+			err := stream.Send(&api.WatchRequest{TimeNs: now.UnixNano()})
+			if late.Stop(); err != nil {
 				return // Recv says why
 			}
 		case now.Sub(waits) >= warden.HeartbeatMissed:
