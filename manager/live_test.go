@@ -55,6 +55,23 @@ func TestNewestSessionWins(t *testing.T) {
 	}
 }
 
+// A node that opens one session after the other makes the leader hold few of them.
+func TestSessionsThatLostAreForgotten(t *testing.T) {
+	l := newLiveness()
+	now := time.Now()
+	l.begin(now)
+	for i := range 10_000 { // 50 a second, as fast as a manager reports
+		now = now.Add(reportGap)
+		l.take("a", says(fmt.Sprint(i), 0), now)
+	}
+	if most := int(lostKept/reportGap) + 1; len(l.lost) > most {
+		t.Errorf("%d sessions that lost their claim are known, want at most %d", len(l.lost), most)
+	}
+	if closes := l.take("b", says("9998", 0), now); !slices.Equal(closes, []string{"9998"}) { // a report that was overtaken
+		t.Errorf("a session that has just lost its claim: close %v", closes)
+	}
+}
+
 func TestNodeIsDownWithoutASession(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLiveness()

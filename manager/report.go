@@ -184,12 +184,16 @@ type liveness struct {
 	mu       sync.Mutex // guards all below
 	since    time.Time  // when this manager began to lead; zero: never
 	claims   map[string]claim
-	lost     map[string]time.Time // session IDs that lost their claim, and when
+	lost     map[string]time.Time // session IDs that lost their claim, and when; a node may make one with each report
 	managers map[string]managerReport
 	last     map[string]api.Liveness // as of told last
 	epoch    uint64
 	change   chan struct{}
 }
+
+// lostKept is how long a session that lost its claim is known by that: a manager that still holds it is told so with its next report, or
+// has closed it by itself after LeaseHold.
+const lostKept = 2 * warden.LeaseHold
 
 // claim is the one valid session of a node: the newest.
 type claim struct {
@@ -256,7 +260,7 @@ func (l *liveness) take(from string, req *api.ReportRequest, now time.Time) (clo
 			signal(l.change)
 		}
 	}
-	maps.DeleteFunc(l.lost, func(_ string, at time.Time) bool { return now.Sub(at) > time.Hour })
+	maps.DeleteFunc(l.lost, func(_ string, at time.Time) bool { return now.Sub(at) > lostKept })
 	return closes
 }
 
