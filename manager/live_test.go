@@ -3,9 +3,12 @@ package manager
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +18,7 @@ import (
 	"warden"
 	"warden/api"
 	"warden/ca"
+	"warden/door"
 )
 
 // says is a report of one session, last answered ago.
@@ -130,6 +134,46 @@ func TestLease(t *testing.T) {
 	if d := l.age(now.Add(time.Second)); d != time.Second {
 		t.Errorf("age = %s", d)
 	}
+}
+
+// fired is a log that notes when its only line came.
+type fired struct{ at atomic.Pointer[time.Time] }
+
+func (f *fired) Write(b []byte) (int, error) {
+	now := time.Now()
+	f.at.Store(&now)
+	return len(b), nil
+}
+
+// Sessions end when the lease does: not when a report that a dead leader leaves unanswered does.
+func TestSessionsEndWithTheLease(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log fired
+		m := &Manager{logger: slog.New(slog.NewTextHandler(&log, nil)), doors: door.New(door.Config{})}
+		m.ready.Store(true)
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		defer cancel()
+		wg.Go(func() { m.leaseLoop(ctx) }) // there is no lease yet, and nothing to close
+		synctest.Wait()
+		log.at.Store(nil)
+		for range 2 { // it is lost, and lost again
+			time.Sleep(time.Minute)
+			begun := time.Now()
+			m.lease.renew(begun)
+			time.Sleep(warden.LeaseHold)
+			synctest.Wait()
+			if at := log.at.Swap(nil); at != nil {
+				t.Fatalf("closed %s after the last word", at.Sub(begun))
+			}
+			time.Sleep(10 * time.Millisecond)
+			synctest.Wait()
+			if log.at.Swap(nil) == nil {
+				t.Errorf("open %s after the last word", time.Since(begun))
+			}
+		}
+	})
 }
 
 func TestReportedIsSignalledAndForgotten(t *testing.T) {

@@ -167,6 +167,7 @@ func (m *Manager) run(ctx context.Context, listener net.Listener) {
 	g.Go(func() error { return m.dispatcher.Run(ctx) })
 	g.Go(func() error { return m.rejudge(ctx, watch) })
 	g.Go(func() error { return m.reportLoop(ctx) })
+	g.Go(func() error { return m.leaseLoop(ctx) })
 	g.Go(func() error { return m.lead(ctx) })
 	err := g.Wait()
 	m.peers.close()

@@ -48,12 +48,32 @@ func (m *Manager) mayPush() bool {
 // reportGap is the least time between two reports that were asked for: each names every session.
 const reportGap = 20 * time.Millisecond
 
+// leaseLoop closes the sessions of nodes where this manager has had no lease for LeaseHold, at that moment, however long a report
+// is under way: whoever waits for it to be cut off waits no longer. The nodes find another manager.
+func (m *Manager) leaseLoop(ctx context.Context) error {
+	held := true
+	for {
+		left := warden.LeaseHold - m.lease.age(time.Now())
+		if left < 0 && held && m.ready.Load() {
+			m.logger.Warn("closed all sessions: no word from a leader", "since", warden.LeaseHold)
+			m.doors.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "holding sessions", "no word from a leader for %s", warden.LeaseHold))
+		}
+		if held = left >= 0; !held { // holds lets none in; whether there is a lease again can wait
+			left = warden.HeartbeatPeriod / 2
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(left + time.Millisecond):
+		}
+	}
+}
+
 // reportLoop tells the leader what this manager sees, twice per heartbeat and whenever asked, and keeps the lease by its
-// answers. A manager without a lease for LeaseHold closes its sessions: its nodes find another.
+// answers.
 func (m *Manager) reportLoop(ctx context.Context) error {
 	tick := time.NewTicker(warden.HeartbeatPeriod / 2)
 	defer tick.Stop()
-	held := true
 	for {
 		select {
 		case <-ctx.Done():
@@ -67,12 +87,6 @@ func (m *Manager) reportLoop(ctx context.Context) error {
 		if err != nil {
 			m.logger.Debug("failed to report to the leader", "error", err)
 		}
-		expired := m.lease.age(time.Now()) > warden.LeaseHold
-		if expired && held && m.ready.Load() {
-			m.logger.Warn("closed all sessions: no word from a leader", "since", warden.LeaseHold)
-			m.doors.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "holding sessions", "no word from a leader for %s", warden.LeaseHold))
-		}
-		held = !expired
 		select { // what is asked for meanwhile shares the next report
 		case <-ctx.Done():
 		case <-time.After(reportGap):
