@@ -19,8 +19,9 @@ const commandOverhead = 4 << 10
 // inFlight is how many commands may wait for their commit at once: while one is on its way to the disks, the next is made.
 const inFlight = 4
 
-// commit proposes the steps, and reports whether each was applied. One that is refused does not hold up the others.
-func (o *Orchestrator) commit(ctx context.Context, steps []Step) bool {
+// commit proposes the steps, and reports whether each was applied, and whether a proposal failed, so that nobody knows. One that is refused
+// does not hold up the others.
+func (o *Orchestrator) commit(ctx context.Context, steps []Step) (done, lost bool) {
 	var failed, missed atomic.Bool
 	var wg sync.WaitGroup
 	room := make(chan struct{}, inFlight)
@@ -41,7 +42,7 @@ func (o *Orchestrator) commit(ctx context.Context, steps []Step) bool {
 		})
 	}
 	wg.Wait()
-	return !failed.Load() && !missed.Load()
+	return !failed.Load() && !missed.Load(), failed.Load()
 }
 
 // propose commits the steps as one command, and where that is refused, as two halves. It returns whether each was applied, and

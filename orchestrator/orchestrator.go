@@ -55,6 +55,7 @@ type Orchestrator struct {
 	wakes    map[string]int64        // by service ID: when to look at it again, in command time
 	starts   int64                   // when the next back-off is over, in command time; 0: none waits for that
 	refusals int                     // passes in a row of which something was refused
+	unsure   bool                    // a command of this loop may yet be applied: raft lost its answer
 }
 
 // New returns an orchestrator that does nothing until Run.
@@ -157,7 +158,8 @@ func (o *Orchestrator) note(c store.Changes, todo *work) {
 	}
 }
 
-// noteTask: a task that came nearer to running leaves something to do only where a roll-out waits for it.
+// noteTask: a task that came nearer to running leaves something to do only where a roll-out waits for it, and where it may be one of which
+// this loop does not know: then its slot may have another by now.
 func (o *Orchestrator) noteTask(id string, t *api.Task, todo *work) {
 	if !waiting(t) {
 		delete(o.waiting, id)
@@ -172,7 +174,7 @@ func (o *Orchestrator) noteTask(id string, t *api.Task, todo *work) {
 	case state.Ended():
 		o.failures.note(t, max(o.cfg.Now().UnixNano(), t.GetMeta().GetUpdatedNs()))
 		todo.service(t.GetServiceId())
-	case state == api.TaskState_TASK_RUNNING && o.rolling[t.GetServiceId()]:
+	case state == api.TaskState_TASK_RUNNING && o.rolling[t.GetServiceId()], o.unsure:
 		todo.service(t.GetServiceId())
 	}
 }
@@ -240,9 +242,16 @@ func (o *Orchestrator) pass(ctx context.Context, todo work) (time.Duration, bool
 		o.look(&todo)
 	}
 	steps := o.decide(v, max(now.UnixNano(), v.Time()), todo)
-	done := o.commit(ctx, steps)
+	done, lost := o.commit(ctx, steps)
 	if done {
 		o.remember(steps)
+	}
+	switch {
+	case lost:
+		o.unsure = true
+	case o.unsure && done && len(steps) > 0: // what was lost came before this in the log, or never comes: look at what it did
+		o.unsure, o.refusals = false, 0
+		return retryMin, false
 	}
 	next := o.starts
 	for _, at := range o.wakes {

@@ -35,19 +35,25 @@ type hooked struct {
 	one      sync.Mutex // one call of before at a time
 	mu       sync.Mutex // guards those below; not held across calls
 	before   func(*api.Command)
+	lose     func(*api.Command) error // where it answers an error, that is the proposal's
 	proposed []time.Time
 	refused  map[warden.Code]int
 }
 
 func (h *hooked) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
 	h.mu.Lock()
-	before := h.before
+	before, lose := h.before, h.lose
 	h.proposed = append(h.proposed, time.Now())
 	h.mu.Unlock()
 	if before != nil {
 		h.one.Lock()
 		before(cmd)
 		h.one.Unlock()
+	}
+	if lose != nil {
+		if err := lose(cmd); err != nil {
+			return nil, err
+		}
 	}
 	r, err := h.Store.Propose(ctx, cmd)
 	if err != nil {

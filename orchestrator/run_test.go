@@ -183,3 +183,31 @@ func TestRunCommitsLittle(t *testing.T) {
 		}
 	})
 }
+
+// A leader that lost its office and got it back at once may find what it proposed before in the log, and applied, after it has decided the
+// same again. Each slot then has two tasks, of which one goes, though nothing else happens.
+func TestRunFindsWhatAnAnswerWasLostOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t)
+		r.node("a")
+		r.quiet()
+		var first *api.Command
+		calls := 0
+		r.store.mu.Lock()
+		r.store.lose = func(cmd *api.Command) error {
+			switch calls++; calls {
+			case 1:
+				first = cmd
+				return lost
+			case 2:
+				if _, err := r.store.Store.Propose(t.Context(), first); err != nil {
+					t.Error(err)
+				}
+			}
+			return nil
+		}
+		r.store.mu.Unlock()
+		web := r.service("web", 3)
+		r.want(web, "assigned!@a:3 assigned@a:3")
+	})
+}
