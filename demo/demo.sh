@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The main job in about a minute: three managers and three workers as real processes on loopback, autolock, tokens, a secret
-# on tmpfs in zone pci, refusal in the wrong zone, restart and unlock, eviction with what the node had seen. Each step prints
-# the command that a user would type, and what it answers. The cluster stays up until Ctrl-C; where standard input is no
-# terminal the demo ends by itself.
+# on tmpfs in zone pci, refusal in the wrong zone, a new value of the secret, a new unlock key, restart and unlock, eviction
+# with what the node had seen. Each step prints the command that a user would type, and what it answers. The cluster stays up
+# until Ctrl-C; where standard input is no terminal the demo ends by itself.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=$PWD/bin
@@ -54,6 +54,11 @@ until_ok() {
 ready() { [ "$(ctl "$1" node ls --format '{{.Status}}' | grep -c Ready)" = "$2" ]; }
 voters() { [ "$(ctl "$1" node ls --filter role=manager --format '{{.ManagerStatus}}' | grep -c 'Leader\|Reachable')" = "$2" ]; }
 running() { [ "$(ctl "$1" service ps "$2" --filter desired-state=running --format '{{.CurrentState}}' | grep -c '^Running')" = "$3" ]; }
+# rolled HOST SERVICE: the one task that runs has the newest version of the secret, and the server answers again.
+rolled() {
+  [ "$(ctl "$1" service ps "$2" --filter desired-state=shutdown -q | wc -l)" -ge 1 ] && running "$1" "$2" 1 || return 1
+  ! command -v redis-cli >/dev/null || [ "$(REDISCLI_AUTH=$PASSWORD redis-cli -p "$PORT" ping 2>&1)" = PONG ]
+}
 says() { local h=$1 want=$2 out; shift 2; out=$(ctl "$h" "$@" 2>&1 || :); [[ $out == *"$want"* ]]; }
 
 clean() {
@@ -124,6 +129,22 @@ fi
 echo "\$ grep -rl PASSWORD <every state directory> /proc/mounts"
 if grep -rls -- "$PASSWORD" "$D" /proc/mounts; then echo "demo: the secret is on a disk" >&2; exit 1; else echo "(nothing: the value is on no disk)"; fi
 
+say "A new value for the secret: the task is replaced, and the server takes the new password"
+OLD=$PASSWORD
+PASSWORD=$(head -c 18 /dev/urandom | base64 | tr -dc a-zA-Z0-9)
+printf %s "$PASSWORD" | on m2 secret rotate redis-password -
+until_ok rolled m1 redis
+on m1 service ps redis
+if command -v redis-cli >/dev/null; then
+  echo "\$ REDISCLI_AUTH=… redis-cli -p $PORT ping        # with the old password"; REDISCLI_AUTH=$OLD redis-cli -p "$PORT" ping 2>&1
+  echo "\$ REDISCLI_AUTH=… redis-cli -p $PORT ping        # with the new one"; REDISCLI_AUTH=$PASSWORD redis-cli -p "$PORT" ping
+fi
+
+say "A new unlock key, while everything runs: every manager's data key and log are sealed anew, and the old key opens nothing"
+OLDKEY=$KEY
+ROTATED=$(on m1 swarm unlock-key --rotate); echo "$ROTATED"
+KEY=$(grep -o 'WDNKEY-1-[0-9a-z-]*' <<<"$ROTATED")
+
 say "The leader is killed: another takes over"
 kill -9 "${PID[m1]}"; wait "${PID[m1]}" 2>/dev/null || :
 echo "\$ kill -9 ${PID[m1]}   # m1"
@@ -133,6 +154,7 @@ say "All managers are killed and come back locked; the task never stopped"
 kill -9 "${PID[m2]}" "${PID[m3]}"; wait "${PID[m2]}" "${PID[m3]}" 2>/dev/null || :
 for h in m1 m2 m3; do start "$h"; done
 refused m1 node ls
+printf '%s\n' "$OLDKEY" | refused m1 swarm unlock
 for h in m1 m2 m3; do printf '%s\n' "$KEY" | on "$h" swarm unlock; done
 until_ok voters m1 3
 until_ok ready m1 6
