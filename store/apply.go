@@ -76,8 +76,12 @@ func newTx(s *State, txn *memdb.Txn, index uint64, now int64, cmd *api.Command) 
 	return x
 }
 
-// run applies the operations in their order.
+// run applies the operations in their order. What a manager passed on a moment before its eviction, and comes after that in the
+// log, is refused: a token that it minted there would outlive the revocation of all.
 func (x *tx) run() error {
+	if via := x.cmd.GetActor().GetVia(); via != "" && x.find(api.Kind_KIND_TOMBSTONE, via) != nil {
+		return warden.Errorf(warden.CodeEvicted, "applying a command", "node %s, which passed it on, was removed", clip(via))
+	}
 	for _, o := range x.cmd.GetOperations() {
 		var version uint64
 		var err error

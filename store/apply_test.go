@@ -458,3 +458,25 @@ func TestNoun(t *testing.T) {
 		t.Fatal(got)
 	}
 }
+
+// What a manager sent before its eviction and the log has after it changes nothing.
+func TestI4NothingViaAnEvictedManager(t *testing.T) {
+	w := newWorld(t)
+	token := storetest.Token(api.Role_ROLE_MANAGER)
+	w.ok(store.Put(token, 0))
+	n := storetest.Node("m2", token)
+	w.ok(storetest.Join(n)...)
+	via := func() *api.Command {
+		c := storetest.Command(store.Put(storetest.Zone(warden.NewID()), 0))
+		c.Actor = &api.Actor{Kind: "uid", Name: "0", Via: n.Id}
+		return c
+	}
+	if r := w.command(via()); r.Code != "" {
+		t.Fatalf("via a manager: %s", r.Text)
+	}
+	w.ok(store.Put(&api.Tombstone{Id: n.Id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone}, 0), store.Delete(w.s.View().Node(n.Id)))
+	zones := len(w.s.View().Zones())
+	if r := w.command(via()); r.Code != string(warden.CodeEvicted) || len(w.s.View().Zones()) != zones {
+		t.Errorf("via an evicted manager: code %q, %d zones, want %q and %d", r.Code, len(w.s.View().Zones()), warden.CodeEvicted, zones)
+	}
+}
