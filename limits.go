@@ -64,7 +64,8 @@ const (
 	RenewSpread      = 45 * time.Second    // renewals after a change of expiry policy are spread over this
 	HandshakeTimeout = 10 * time.Second
 	JoinTimeout      = 30 * time.Second // whole exchange at the join door
-	HeartbeatPeriod  = 2 * time.Second  // Describe on a session, Report between managers is twice as often
+	HeartbeatPeriod  = 3 * time.Second  // on a session
+	ReportPeriod     = time.Second      // between managers
 	HeartbeatMissed  = 10 * time.Second // a session without an answer for this long is dead
 	NodeDownAfter    = 12 * time.Second // without a session for this long a node is down and its tasks move
 	LeasePush        = 3 * time.Second  // a manager that is further behind than this pushes nothing

@@ -21,6 +21,9 @@ import (
 // always room for the others.
 const callsMax = 1024
 
+// windowSize is how much a manager may send on a stream ahead of what is read: a set of assignments comes in a few round trips.
+const windowSize = 1 << 20
+
 // session is one connection to a manager, on which this node is the server. It is started and ended by Agent.serve.
 type session struct {
 	api.UnimplementedSessionServer
@@ -89,6 +92,7 @@ func (a *Agent) serve(ctx context.Context, s *session, conn net.Conn) (evict *ap
 	lis := newOnce(conn)
 	server := grpc.NewServer(
 		grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax), grpc.MaxHeaderListSize(8<<10),
+		grpc.StaticStreamWindowSize(windowSize), grpc.StaticConnWindowSize(2*windowSize), // fixed: see dispatcher/links.go
 		grpc.MaxConcurrentStreams(callsMax), grpc.ReadBufferSize(4<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout),
 		grpc.WaitForHandlers(true),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {

@@ -302,18 +302,19 @@ func cpu(b *testing.B) time.Duration {
 }
 
 // rss returns this process's resident memory in bytes, now and at its peak since resetPeak.
-func rss(b *testing.B) (now, peak float64) {
+func rss(b *testing.B) (now, peak float64) { return status(b, "VmRSS:"), status(b, "VmHWM:") }
+
+// status returns a size in this process's status, in bytes.
+func status(b *testing.B, name string) float64 {
 	b.Helper()
 	for line := range strings.Lines(string(must[[]byte](b)(os.ReadFile("/proc/self/status")))) {
 		words := strings.Fields(line)
-		for name, to := range map[string]*float64{"VmRSS:": &now, "VmHWM:": &peak} {
-			if len(words) > 1 && words[0] == name {
-				kib, _ := strconv.ParseFloat(words[1], 64)
-				*to = kib * 1024
-			}
+		if len(words) > 1 && words[0] == name {
+			return must[float64](b)(strconv.ParseFloat(words[1], 64)) * 1024
 		}
 	}
-	return now, peak
+	b.Fatal("this kernel does not say " + name)
+	return 0
 }
 
 // resetPeak gives unused memory back and lets the peak of rss count from here on, where the kernel allows it.

@@ -148,11 +148,11 @@ func TestReportsAreMadeAgain(t *testing.T) {
 			<-s.Context().Done()
 			return nil
 		}}
-		ctx, cancel := context.WithTimeout(t.Context(), 35*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 45*time.Second) // at heartbeats, 10 s apart or up to 3 s more
 		defer cancel()
 		m.serve(ctx, n)
 		if n := len(m.taken()); n != 4 {
-			t.Errorf("%d reports in 35 s, want 4", n)
+			t.Errorf("%d reports in 45 s, want 4", n)
 		}
 	})
 }

@@ -40,6 +40,10 @@ type link struct {
 // linkKey is the context's key of the link that its calls go over.
 type linkKey struct{}
 
+// windowSize is how much a node may send on a stream that is not read. It is fixed: to estimate what the path takes, gRPC would
+// answer each message with a ping, which made a heartbeat three messages each way.
+const windowSize = 256 << 10
+
 func newLinks() (*links, error) {
 	l := &links{id: warden.NewID(), built: make(chan struct{}), all: map[string]*link{}}
 	byTarget.Store(l.id, l)
@@ -50,6 +54,7 @@ func newLinks() (*links, error) {
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"`+policyName+`":{}}]}`),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(emptyMessageMax), grpc.MaxCallSendMsgSize(warden.MessageMax)),
 		grpc.WithMaxHeaderListSize(8<<10),
+		grpc.WithStaticStreamWindowSize(windowSize), grpc.WithStaticConnWindowSize(2*windowSize),
 		grpc.WithReadBufferSize(512), // TLS has a buffer of its own
 		grpc.WithWriteBufferSize(4<<10),
 		grpc.WithDisableRetry(),

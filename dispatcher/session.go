@@ -420,7 +420,11 @@ func (s *session) beat(stream grpc.BidiStreamingClient[api.WatchRequest, api.Wat
 			s.repeat()
 			repeated = now
 		}
-		timer.Reset(nextBeat(now))
+		next := nextBeat(now)
+		if !waits.IsZero() {
+			next = min(next, waits.Add(warden.HeartbeatMissed).Sub(now))
+		}
+		timer.Reset(next)
 	})
 	return func() {
 		mu.Lock()

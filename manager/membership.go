@@ -14,7 +14,7 @@ import (
 // membership lets raft's configuration follow the records, while this manager leads: non-voter, then voter once it has
 // applied the commit index; out, then the role, for a demoted one. Any new leader goes on where the last one stopped.
 func (m *Manager) membership(ctx context.Context) error {
-	tick := time.NewTicker(warden.HeartbeatPeriod)
+	tick := time.NewTicker(2 * warden.ReportPeriod)
 	defer tick.Stop()
 	for {
 		if err := m.follow(ctx); err != nil && ctx.Err() == nil {
@@ -115,7 +115,7 @@ func (m *Manager) CanRemoveManager(id string) error {
 		return nil
 	}
 	start := time.Now()
-	tick := time.NewTicker(warden.HeartbeatPeriod / 40)
+	tick := time.NewTicker(warden.ReportPeriod / 20)
 	defer tick.Stop()
 	for {
 		var silent []string
@@ -178,7 +178,7 @@ func (m *Manager) AwaitManagers(ctx context.Context, index uint64) (silent []str
 			if !ok {
 				next = nil
 			}
-			retry := time.NewTimer(warden.HeartbeatPeriod / 4)
+			retry := time.NewTimer(warden.ReportPeriod / 2)
 			select {
 			case <-next:
 			case <-retry.C:

@@ -59,7 +59,7 @@ func (m *Manager) leaseLoop(ctx context.Context) error {
 			m.doors.CutDoor(warden.DoorNode, warden.Errorf(warden.CodeUnavailable, "holding sessions", "no word from a leader for %s", warden.LeaseHold))
 		}
 		if held = left >= 0; !held { // holds lets none in; whether there is a lease again can wait
-			left = warden.HeartbeatPeriod / 2
+			left = warden.ReportPeriod
 		}
 		select {
 		case <-ctx.Done():
@@ -69,10 +69,10 @@ func (m *Manager) leaseLoop(ctx context.Context) error {
 	}
 }
 
-// reportLoop tells the leader what this manager sees, twice per heartbeat and whenever asked, and keeps the lease by its
+// reportLoop tells the leader what this manager sees, every ReportPeriod and whenever asked, and keeps the lease by its
 // answers.
 func (m *Manager) reportLoop(ctx context.Context) error {
-	tick := time.NewTicker(warden.HeartbeatPeriod / 2)
+	tick := time.NewTicker(warden.ReportPeriod)
 	defer tick.Stop()
 	for {
 		select {
@@ -324,7 +324,7 @@ func (l *liveness) changed() <-chan struct{} { return l.change }
 
 // run looks for nodes that fell silent, until ctx ends.
 func (l *liveness) run(ctx context.Context) {
-	tick := time.NewTicker(warden.HeartbeatPeriod / 2)
+	tick := time.NewTicker(warden.ReportPeriod)
 	defer tick.Stop()
 	grace := time.NewTimer(warden.NodeDownAfter)
 	defer grace.Stop()
