@@ -1,8 +1,10 @@
 package bench
 
 import (
+	"crypto/ecdh"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/mlkem"
 	"crypto/rand"
 	"crypto/sha256"
 	"io"
@@ -13,7 +15,8 @@ import (
 )
 
 // BenchmarkMachine measures what the other benchmarks cannot beat here: one ECDSA signature and one verification with P-256
-// (leaves, handshakes), one write of 4 KiB with its fsync (commits), and one byte there and back over TCP on loopback.
+// (leaves, handshakes), a key exchange by X25519MLKEM768, both ends of it, one write of 4 KiB with its fsync (commits), and one
+// byte there and back over TCP on loopback.
 func BenchmarkMachine(b *testing.B) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -36,6 +39,17 @@ func BenchmarkMachine(b *testing.B) {
 			if !ecdsa.VerifyASN1(&key.PublicKey, sum[:], sig) {
 				b.Fatal("not verified")
 			}
+		}
+	})
+	b.Run("exchange", func(b *testing.B) {
+		for b.Loop() {
+			client, server := must[*ecdh.PrivateKey](b)(ecdh.X25519().GenerateKey(rand.Reader)), must[*ecdh.PrivateKey](b)(ecdh.X25519().GenerateKey(rand.Reader))
+			kem := must[*mlkem.DecapsulationKey768](b)(mlkem.GenerateKey768())
+			public := must[*mlkem.EncapsulationKey768](b)(mlkem.NewEncapsulationKey768(kem.EncapsulationKey().Bytes()))
+			_, sealed := public.Encapsulate()
+			must[[]byte](b)(kem.Decapsulate(sealed))
+			must[[]byte](b)(client.ECDH(server.PublicKey()))
+			must[[]byte](b)(server.ECDH(client.PublicKey()))
 		}
 	})
 	b.Run("fsync", func(b *testing.B) { // the file has its size before, as a log's has

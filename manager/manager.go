@@ -257,6 +257,7 @@ func (m *Manager) lead(ctx context.Context) error {
 func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	term := m.store.Term() // one run leads for one term: what it remembers is of no other
 	bctx, bcancel := context.WithTimeout(ctx, 10*time.Second)
 	err := m.store.Barrier(bctx)
 	bcancel()
@@ -268,7 +269,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 		}
 		return
 	}
-	m.logger.Info("became leader", "term", m.store.Term())
+	m.logger.Info("became leader", "term", term)
 	m.live.begin(time.Now())
 	m.lease.renew(time.Now())
 	m.ready.Store(true)
@@ -283,7 +284,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	g.Go(func() error { return m.housekeeping(ctx) })
 	g.Go(func() error { m.live.run(ctx); return nil })
 	g.Go(func() error { m.resume(ctx); return nil })
-	for m.store.IsLeader() && ctx.Err() == nil {
+	for m.store.IsLeader() && m.store.Term() == term && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 		case <-changes:
@@ -293,7 +294,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	if err := g.Wait(); err != nil {
 		m.logger.Error("failed to lead", "error", err)
 	}
-	m.logger.Info("stopped leading", "term", m.store.Term())
+	m.logger.Info("stopped leading", "term", term)
 }
 
 // rejudge lets each committed change of a record count at once for the live connections.
