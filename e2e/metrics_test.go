@@ -170,14 +170,17 @@ func TestMetrics(t *testing.T) {
 	if manager.refused(m1.Address, warden.DoorRaft) == nil {
 		t.Fatal("a demoted manager's certificate stays")
 	}
-	p = scrape(t, atM1)
+	testcluster.Await(t, 20*time.Second, func() error { // who is refused may know it before it is counted
+		p = scrape(t, atM1)
+		for _, series := range []string{`{code="wrong-role",door="peer"}`, `{code="invalid",door="none"}`, `{code="wrong-role",door="raft"}`} {
+			if n, _ := p.value("warden_door_refusals_total" + series); n < 1 {
+				return fmt.Errorf("%s = %v, want at least 1, in\n%s", series, n, p)
+			}
+		}
+		return nil
+	})
 	all.WriteString(string(p))
 	p.want(t, `warden_door_refusals_total{code="unknown-token",door="join"}`, 1)
-	for _, series := range []string{`warden_door_refusals_total{code="wrong-role",door="peer"}`, `warden_door_refusals_total{code="invalid",door="none"}`, `warden_door_refusals_total{code="wrong-role",door="raft"}`} {
-		if n, _ := p.value(series); n < 1 {
-			t.Errorf("%s = %v, want at least 1, in\n%s", series, n, p)
-		}
-	}
 
 	// The same facts as JSON.
 	c.awaitReady(t, m1, 3)
