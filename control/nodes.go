@@ -231,7 +231,7 @@ func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api
 	} else if r.Compromised {
 		reply.Exposures = exposures(e.seen, s.cfg.Store.View().ExposuresByNode(t.Id))
 		if len(reply.Exposures) > 0 {
-			reply.Todo = append(reply.Todo, "give each secret listed a new value: the node may have seen the present one")
+			reply.Todo = append(reply.Todo, "give each secret listed a new value with `wardenctl secret rotate`: the node may have seen the present one")
 		}
 	}
 	return reply, nil
