@@ -173,6 +173,11 @@ func TestSameRequestIDTwice(t *testing.T) {
 	wantError(t, "another name with the same request ID", err, warden.CodeInvalid, "used for another request")
 	_, err = call(ctx, w.Server, "CreateZone", &api.CreateZoneRequest{Name: "other"})
 	wantError(t, "another kind with the same request ID", err, warden.CodeInvalid, "used for another request")
+	_, err = call(ctx, w.Server, "CreateToken", &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER, Rotate: true})
+	wantError(t, "a token with the same request ID", err, warden.CodeInvalid, "used for another request")
+	if n := len(w.store.View().Tokens()); n != 0 {
+		t.Errorf("%d tokens, want none", n)
+	}
 	if v := w.store.View(); len(v.Secrets()) != 1 || v.Zone("other") != nil {
 		t.Error("a repeated request ID made something new")
 	}

@@ -68,6 +68,8 @@ func (s *Server) createToken(ctx context.Context, r *api.CreateTokenRequest) (*a
 				return c, usedBefore(op)
 			}
 			c.ops = []*api.Operation{store.Delete(lost)}
+		} else if request, _ := requestID(ctx); s.made(request) != 0 { // newID has put it there
+			return c, usedBefore(op)
 		} else {
 			if r.Rotate {
 				c.ops = revokeAll(v, now.UnixNano(), func(o *api.Token) bool { return o.Role == r.Role })
