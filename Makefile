@@ -31,6 +31,8 @@ INSTALL = command -v $(1) >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-
 
 setup: ## what the demo and the tests run as services
 	@$(call INSTALL,redis-server,redis-server redis-tools)
+	@$(call INSTALL,ip,iproute2)
+	@$(call INSTALL,nft,nftables)
 
 setup-engine: ## the Docker Engine that tests start engines of their own with
 	@$(call INSTALL,dockerd,docker.io containerd)

@@ -48,6 +48,7 @@ var may = map[string]string{
 	"internal/testcluster": "",
 	"e2e":                  "",
 	"fuzz":                 "",
+	"test/bed":             "internal/testcluster",
 	"bench":                "",
 	"internal/collector":   "",
 	"cmd/warden":           ". api daemon executor executor/docker executor/process internal/collector",

@@ -1,0 +1,57 @@
+package bed_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"warden/internal/testcluster"
+	"warden/test/bed"
+)
+
+// TestFullDisk: a manager whose disk is full says so, loses nothing that it confirmed, and works again with room.
+func TestFullDisk(t *testing.T) {
+	b := bed.New(t)
+	m := b.Host("m1", bed.WithDisk(48<<20))
+	m.Start()
+	m.Ctl("swarm", "init")
+	m.Ctl("zone", "create", "before")
+
+	m.Fill()
+	confirmed := []string{"before"}
+	testcluster.Await(t, limit, func() error { // what was allocated before may take some more
+		name := fmt.Sprintf("full-%d", len(confirmed))
+		_, stderr, code := m.Try("zone", "create", name, "--timeout", "10s")
+		if code == 0 {
+			confirmed = append(confirmed, name)
+			return errors.New("zones are created on a full disk")
+		}
+		t.Logf("zone create on a full disk: exit %d: %s", code, stderr)
+		return nil
+	})
+
+	m.Free()
+	testcluster.Await(t, limit, func() error {
+		select {
+		case <-m.Ended():
+			m.Start()
+		default:
+		}
+		if _, stderr, code := m.Try("zone", "create", "after", "--timeout", "10s"); code != 0 && !strings.Contains(stderr, "[exists]") {
+			return errors.New(stderr)
+		}
+		return nil
+	})
+	m.Kill()
+	m.Start()
+	testcluster.Await(t, limit, func() error {
+		out, stderr, _ := m.Try("zone", "ls")
+		for _, name := range append(confirmed, "after") {
+			if !strings.Contains(out, name) {
+				return fmt.Errorf("zone %s, which was confirmed, is not in\n%s%s", name, out, stderr)
+			}
+		}
+		return nil
+	})
+}

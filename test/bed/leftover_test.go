@@ -1,0 +1,122 @@
+package bed_test
+
+import (
+	"bufio"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"warden/internal/testcluster"
+	"warden/test/bed"
+)
+
+// traced starts a manager that runs a task, and returns the marks by which what is left of them can be found.
+func traced(t *testing.T) (dir string, networks []string) {
+	t.Helper()
+	b := bed.New(t)
+	m := b.Host("m1", bed.WithDisk(48<<20))
+	m.Start()
+	m.Ctl("swarm", "init", "--availability", "active")
+	m.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
+	awaitTasks(t, m, "app", 1)
+	return b.Dir, b.Networks()
+}
+
+// leftover says what is left of a bed: processes in its networks, or with its folder in their command line, and mounts.
+func leftover(dir string, networks []string) error {
+	found, _ := filepath.Glob("/proc/[0-9]*")
+	for _, proc := range found {
+		line, _ := os.ReadFile(filepath.Join(proc, "cmdline"))
+		network, _ := os.Readlink(filepath.Join(proc, "ns/net"))
+		if strings.Contains(string(line), dir) || slices.Contains(networks, network) {
+			return fmt.Errorf("a process is left: %s %q", proc, line)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir) || slices.ContainsFunc(networks, func(n string) bool { return strings.Contains(line, n) }) {
+			return fmt.Errorf("a mount is left: %s", line)
+		}
+	}
+	if groups := bed.Cgroups(dir); len(groups) > 0 {
+		return fmt.Errorf("cgroups are left: %s", groups)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		return fmt.Errorf("%s is left", dir)
+	}
+	return nil
+}
+
+// TestNothingIsLeft: at the end of a test all of its bed is gone.
+func TestNothingIsLeft(t *testing.T) {
+	var dir string
+	var networks []string
+	if !t.Run("bed", func(t *testing.T) {
+		dir, networks = traced(t)
+		if err := leftover(dir, networks); err == nil {
+			t.Error("leftover does not see a bed that is there")
+		}
+	}) || dir == "" {
+		return // skipped
+	}
+	if err := leftover(dir, networks); err != nil {
+		t.Error(err)
+	}
+}
+
+// victimVar makes TestNothingOutlivesAKill the process to be killed.
+const victimVar = "WARDEN_BED_VICTIM"
+
+// TestNothingOutlivesAKill: a test process that is killed takes all hosts with it, and the next bed removes the rest.
+func TestNothingOutlivesAKill(t *testing.T) {
+	if os.Getenv(victimVar) != "" {
+		dir, networks := traced(t)
+		fmt.Println(append([]string{victimVar, dir}, networks...))
+		select {} // until the kill
+	}
+	testcluster.Root(t)
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestNothingOutlivesAKill$", "-test.timeout", "2m")
+	cmd.Env = append(os.Environ(), victimVar+"=1", "WARDEN_TEST_BIN="+testcluster.Bin(t))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = cmd.Process.Kill(); _ = cmd.Wait() }()
+	var marks []string
+	for lines := bufio.NewScanner(out); marks == nil && lines.Scan(); {
+		if line, ok := strings.CutPrefix(lines.Text(), "["+victimVar+" "); ok {
+			marks = strings.Fields(strings.TrimSuffix(line, "]"))
+		}
+	}
+	if len(marks) != 3 {
+		bed.New(t) // says why there can be none, if so
+		t.Fatalf("the test process to be killed says %q, want its folder and two networks", marks)
+	}
+	dir, networks := marks[0], marks[1:]
+	if err := leftover(dir, networks); err == nil {
+		t.Error("leftover does not see a bed that is there")
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	testcluster.Await(t, limit, func() error {
+		if err := leftover(dir, networks); !strings.Contains(fmt.Sprint(err), "cgroups") && fmt.Sprint(err) != dir+" is left" {
+			return fmt.Errorf("after the kill: %v", err)
+		}
+		return nil
+	})
+	bed.New(t)
+	if err := leftover(dir, networks); err != nil {
+		t.Errorf("after the next bed: %v", err)
+	}
+}
