@@ -43,6 +43,7 @@ const (
 	lockFile  = "lock" // locked while its bed's process lives
 	keptFile  = "kept" // there if a test failed: its folder is no left-over
 	hostsMax  = 250    // of one /24
+	logLines  = 40     // of each host are shown when a test failed
 )
 
 // Bed is a network and its hosts. It ends with the test, or by End.
@@ -82,8 +83,8 @@ func New(t testing.TB) *Bed {
 	if b.Dir, err = os.MkdirTemp("", dirPrefix); err != nil { // short: paths of sockets are bounded
 		t.Fatal(err)
 	}
-	if b.lock, err = os.Create(filepath.Join(b.Dir, lockFile)); err == nil {
-		err = unix.Flock(int(b.lock.Fd()), unix.LOCK_EX)
+	if b.lock, err = os.Create(filepath.Join(b.Dir, lockFile+".new")); err == nil { // locked when it gets its name
+		err = errors.Join(unix.Flock(int(b.lock.Fd()), unix.LOCK_EX), os.Rename(b.lock.Name(), filepath.Join(b.Dir, lockFile)))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -153,9 +154,13 @@ func (b *Bed) End() {
 	b.lock.Close()
 }
 
-// collect writes into each host's folder what ends with the host.
+// collect writes into each host's folder what ends with the host, and shows the last of each log.
 func (b *Bed) collect() {
+	b.t.Helper()
 	for _, h := range b.all {
+		log, _ := os.ReadFile(h.Log)
+		lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+		b.t.Logf("log of %s:\n%s", h.Name, strings.Join(lines[max(0, len(lines)-logLines):], "\n"))
 		var s strings.Builder
 		for _, argv := range [][]string{{"ip", "addr"}, {"nft", "list", "ruleset"}, {"ps", "axf"}} {
 			out, err := h.Run(argv...)

@@ -212,7 +212,7 @@ func TestSlowPath(t *testing.T) {
 // its task.
 func TestPauseAndKill(t *testing.T) {
 	b := bed.New(t)
-	all := b.Hosts("m1", "x")
+	all := b.Hosts([]string{"m1", "x"})
 	m, x := all[0], all[1]
 	m.Ctl("swarm", "init", "--availability", "active")
 	m.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")

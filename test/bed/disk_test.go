@@ -3,6 +3,7 @@ package bed_test
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,4 +55,37 @@ func TestFullDisk(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestFullDiskOfTheLeader: the others go on without a leader whose disk is full, and with room it follows.
+func TestFullDiskOfTheLeader(t *testing.T) {
+	b := bed.New(t)
+	m, _ := b.Cluster(3, 0, bed.WithDisk(48<<20))
+	full := awaitLeader(t, m[0], m)
+	rest := slices.DeleteFunc(slices.Clone(m), func(h *bed.Host) bool { return h == full })
+	full.Fill()
+	for i := range 3 {
+		name := fmt.Sprintf("full-%d", i)
+		testcluster.Await(t, limit, func() error {
+			_, stderr, code := rest[0].Try("zone", "create", name, "--timeout", "10s")
+			if code != 0 && !strings.Contains(stderr, "[exists]") {
+				return errors.New(stderr)
+			}
+			return nil
+		})
+	}
+	full.Free()
+	testcluster.Await(t, limit, func() error {
+		select {
+		case <-full.Ended():
+			full.Start()
+		default:
+		}
+		out, stderr, _ := full.Try("zone", "ls", "--local")
+		if !strings.Contains(out, "full-2") {
+			return fmt.Errorf("zones at the manager whose disk was full:\n%s%s", out, stderr)
+		}
+		return nil
+	})
+	b.AwaitReady(full, 3)
 }

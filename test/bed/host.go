@@ -65,10 +65,13 @@ func (b *Bed) Host(name string, options ...Option) *Host {
 func (b *Bed) newHost(name string, options []Option) (*Host, error) {
 	dir := filepath.Join(b.Dir, name)
 	h := &Host{Name: name, b: b, dir: dir, Log: filepath.Join(dir, "log"), state: filepath.Join(dir, "state"), sock: filepath.Join(dir, "sock")}
-	if err := os.MkdirAll(h.state, 0o700); err != nil {
+	err := os.Mkdir(h.dir, 0o700)
+	if err == nil {
+		err = os.Mkdir(h.state, 0o700)
+	}
+	if err != nil {
 		return nil, err
 	}
-	var err error
 	if h.ns, err = newNamespace(unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID); err != nil {
 		return nil, err
 	}
@@ -86,7 +89,7 @@ func (b *Bed) newHost(name string, options []Option) (*Host, error) {
 		"ip", "-batch", "-"); err != nil {
 		return nil, err
 	}
-	if _, err := h.ns.run(fmt.Sprintf("link set lo up\naddr add %s/24 dev eth0\nlink set eth0 up\n", h.IP), "ip", "-batch", "-"); err != nil {
+	if _, err := h.ns.run(fmt.Sprintf("link set lo up\nlink set eth0 addrgenmode none\naddr add %s/24 dev eth0\nlink set eth0 up\n", h.IP), "ip", "-batch", "-"); err != nil {
 		return nil, err
 	}
 	for _, o := range options {
@@ -98,12 +101,12 @@ func (b *Bed) newHost(name string, options []Option) (*Host, error) {
 	return h, nil
 }
 
-// Hosts makes hosts and starts their daemons, all at once.
-func (b *Bed) Hosts(names ...string) []*Host {
+// Hosts makes hosts with the same options and starts their daemons, all at once.
+func (b *Bed) Hosts(names []string, options ...Option) []*Host {
 	b.t.Helper()
 	hosts := make([]*Host, len(names))
 	b.parallel(len(names), func(i int) (err error) {
-		if hosts[i], err = b.newHost(names[i], nil); err != nil {
+		if hosts[i], err = b.newHost(names[i], options); err != nil {
 			return fmt.Errorf("making host %s: %w", names[i], err)
 		}
 		return hosts[i].start()
@@ -125,8 +128,9 @@ func (b *Bed) parallel(n int, f func(i int) error) {
 	}
 }
 
-// Cluster makes a cluster of managers m1, m2, … and workers w1, w2, …, and returns them when all are ready.
-func (b *Bed) Cluster(managers, workers int) (m, w []*Host) {
+// Cluster makes a cluster of managers m1, m2, … and workers w1, w2, …, all with the same options, and returns them when
+// all are ready.
+func (b *Bed) Cluster(managers, workers int, options ...Option) (m, w []*Host) {
 	b.t.Helper()
 	var names []string
 	for i := range managers {
@@ -135,7 +139,7 @@ func (b *Bed) Cluster(managers, workers int) (m, w []*Host) {
 	for i := range workers {
 		names = append(names, fmt.Sprintf("w%d", i+1))
 	}
-	all := b.Hosts(names...)
+	all := b.Hosts(names, options...)
 	m, w = all[:managers], all[managers:]
 	m[0].Ctl("swarm", "init")
 	manager, worker := m[0].Token("manager"), m[0].Token("worker")

@@ -3,6 +3,7 @@ package bed_test
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -79,11 +80,15 @@ func TestNothingOutlivesAKill(t *testing.T) {
 	if os.Getenv(victimVar) != "" {
 		dir, networks := traced(t)
 		fmt.Println(append([]string{victimVar, dir}, networks...))
-		select {} // until the kill
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the kill, or the end of who should have killed
+		return
 	}
 	testcluster.Root(t)
 	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestNothingOutlivesAKill$", "-test.timeout", "2m")
 	cmd.Env = append(os.Environ(), victimVar+"=1", "WARDEN_TEST_BIN="+testcluster.Bin(t))
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -118,5 +123,44 @@ func TestNothingOutlivesAKill(t *testing.T) {
 	bed.New(t)
 	if err := leftover(dir, networks); err != nil {
 		t.Errorf("after the next bed: %v", err)
+	}
+}
+
+// failVar makes TestFailureIsKept the process whose test fails.
+const failVar = "WARDEN_BED_FAIL"
+
+// TestFailureIsKept: logs, state and what was done are there after a test that failed, also for the next bed.
+func TestFailureIsKept(t *testing.T) {
+	if os.Getenv(failVar) != "" {
+		traced(t)
+		t.Fatal("fails on purpose")
+	}
+	b := bed.New(t) // skips
+	cmd := exec.Command("/proc/self/exe", "-test.run", "^TestFailureIsKept$", "-test.timeout", "2m")
+	cmd.Env = append(os.Environ(), failVar+"=1", "WARDEN_TEST_BIN="+testcluster.Bin(t))
+	out, err := cmd.CombinedOutput()
+	_, rest, _ := strings.Cut(string(out), "are kept in ")
+	dir, _, _ := strings.Cut(rest, "\n")
+	if err == nil || !strings.HasPrefix(filepath.Base(dir), "warden-bed-") || dir == b.Dir {
+		t.Fatalf("a test that fails says %v:\n%s", err, out)
+	}
+	defer os.RemoveAll(dir)
+	bed.New(t)
+	for path, want := range map[string]string{"events": "start m1", "m1/log": "level=", "m1/host": "10.66.0.1/24", "m1/state/identity": ""} {
+		b, err := os.ReadFile(filepath.Join(dir, path))
+		if _, serr := os.Stat(filepath.Join(dir, path)); serr != nil || want != "" && !strings.Contains(string(b), want) {
+			t.Errorf("%s of a test that failed = %q, %v, want %q in it", path, b, err, want)
+		}
+	}
+	if groups := bed.Cgroups(dir); len(groups) > 0 {
+		t.Errorf("cgroups of a test that failed are left: %s", groups)
+	}
+}
+
+// TestSeed: the same seed draws the same.
+func TestSeed(t *testing.T) {
+	t.Setenv(bed.SeedVar, "42")
+	if x, y := bed.New(t).Rand.Uint64(), bed.New(t).Rand.Uint64(); x != y {
+		t.Errorf("two beds of one seed draw %d and %d", x, y)
 	}
 }
