@@ -63,9 +63,17 @@ BENCHTIME ?= 1s
 bench: ## every benchmark
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -count $(COUNT) -timeout 2h $(PKGS) | grep -v -e 'no test files' -e '^PASS' -e '^ok '
 
+PEERS ?=
+peers: ## Warden and SwarmKit at the same work, in turns: a table, and a chart in bin/peers.svg. `make peers PEERS='-runs 1 -only join'`
+	@mkdir -p bin && cd bench/peers && $(GO) run . -svg $(CURDIR)/bin/peers.svg $(PEERS)
+.PHONY: peers
+
+# Each target begins with its seeds, with what fuzz/testdata has for it, and with what earlier runs found (in Go's build cache).
 FUZZTIME ?= 30s
+FUZZ     ?= .
 fuzz: ## every fuzz target for FUZZTIME
-	@for t in $$($(GO) test ./fuzz -list 'Fuzz.*' | grep '^Fuzz'); do echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x || exit 1; done
+	@set -e; targets=$$($(GO) test ./fuzz -list '^Fuzz'); for t in $$(echo "$$targets" | grep '^Fuzz' | grep -e '$(FUZZ)'); do \
+		echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x; done
 
 clean:
 	rm -rf bin

@@ -1,0 +1,199 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+)
+
+// cluster is the processes of one product's cluster.
+type cluster struct {
+	product  string
+	dir      string // on a disk
+	managers []*managerProcess
+	nodes    *nodesProcess
+	token    string // of workers
+	joined   int
+}
+
+// newCluster starts so many managers, one after the other, each a process of its own, and one process for the nodes.
+func newCluster(ctx context.Context, product, dir string, managers int) (c *cluster, err error) {
+	c = &cluster{product: product}
+	defer func() {
+		if err != nil {
+			c.close()
+		}
+	}()
+	if c.dir, err = os.MkdirTemp(dir, "peers"); err != nil {
+		return c, err
+	}
+	for i := range managers {
+		cfg := managerConfig{Product: product, Dir: filepath.Join(c.dir, fmt.Sprint("m", i)), Hostname: fmt.Sprint("m", i)}
+		cfg.Socket = filepath.Join(cfg.Dir, "sock")
+		if err := os.Mkdir(cfg.Dir, 0o700); err != nil {
+			return c, err
+		}
+		if cfg.Listen, err = freePort(); err != nil {
+			return c, err
+		}
+		if i > 0 {
+			cfg.Join = c.managers[0].cfg.Listen
+			if cfg.Token, err = c.op().token(ctx, true); err != nil {
+				return c, err
+			}
+		}
+		m, err := startManager(ctx, cfg)
+		if err != nil {
+			return c, err
+		}
+		c.managers = append(c.managers, m)
+		if err := await(ctx, "the manager is one of the cluster's", 50*time.Millisecond, func(ctx context.Context) (bool, error) {
+			s, err := c.op().state(ctx)
+			return s.managers == i+1 && s.leader != "", err
+		}); err != nil {
+			return c, err
+		}
+	}
+	if c.token, err = c.op().token(ctx, false); err != nil {
+		return c, err
+	}
+	c.nodes, err = startNodes()
+	return c, err
+}
+
+// close ends all processes and removes what they wrote.
+func (c *cluster) close() {
+	if c.nodes != nil {
+		c.nodes.stop()
+	}
+	for _, m := range c.managers {
+		m.kill()
+	}
+	if c.dir != "" {
+		os.RemoveAll(c.dir)
+	}
+}
+
+// op is the first manager's operator.
+func (c *cluster) op() operator { return c.managers[0].op }
+
+// join has so many more nodes join, and returns how long it took.
+func (c *cluster) join(ctx context.Context, nodes, clients int) (took time.Duration, err error) {
+	args := JoinArgs{Product: c.product, Address: c.managers[0].cfg.Listen, Token: c.token, Dir: c.nodes.dir, Nodes: nodes, Clients: clients}
+	call := c.nodes.client.Go("Nodes.Join", args, &took, nil)
+	select {
+	case <-call.Done:
+		c.joined += nodes
+		return took, call.Error
+	case <-ctx.Done():
+		return 0, errors.Join(errors.New("nodes joining"), ctx.Err())
+	}
+}
+
+// open starts the agents of all nodes and waits until the leader knows of a live session of each.
+func (c *cluster) open(ctx context.Context) error {
+	if err := c.nodes.client.Call("Nodes.Open", 0, new(int)); err != nil {
+		return err
+	}
+	return await(ctx, "all nodes are ready", 100*time.Millisecond, func(ctx context.Context) (bool, error) {
+		s, err := c.op().state(ctx)
+		return s.workers == c.joined, err
+	})
+}
+
+// awaitTasks waits until so many tasks run on the nodes, which costs the managers nothing.
+func (c *cluster) awaitTasks(ctx context.Context, want int) error {
+	return await(ctx, fmt.Sprintf("%d tasks run on the nodes", want), pollPeriod, func(context.Context) (bool, error) {
+		var n int
+		err := c.nodes.client.Call("Nodes.Tasks", 0, &n)
+		return n == want, err
+	})
+}
+
+// service makes a service and returns how long it took until a manager said that all its tasks were running. It is asked only once
+// they are: to count ten thousand takes it long.
+func (c *cluster) service(ctx context.Context, name string, replicas int) (id string, took time.Duration, err error) {
+	start := time.Now()
+	if id, err = c.op().create(ctx, name, replicas); err != nil {
+		return "", 0, err
+	}
+	if err := c.awaitTasks(ctx, replicas); err != nil {
+		return "", 0, err
+	}
+	err = await(ctx, fmt.Sprintf("a manager says that %d tasks are running", replicas), pollPeriod, func(ctx context.Context) (bool, error) {
+		n, err := c.op().running(ctx, id)
+		return n == replicas, err
+	})
+	return id, time.Since(start), err
+}
+
+// pollPeriod is how often something is looked at that is waited for, and so how exact the answer is.
+const pollPeriod = 10 * time.Millisecond
+
+// removeService removes it and waits until no task of it is left.
+func (c *cluster) removeService(ctx context.Context, id string) error {
+	if err := c.op().remove(ctx, id); err != nil {
+		return err
+	}
+	if err := c.awaitTasks(ctx, 0); err != nil {
+		return err
+	}
+	return await(ctx, "no record of a task is left", 200*time.Millisecond, func(ctx context.Context) (bool, error) {
+		n, err := c.op().tasks(ctx)
+		return n == 0, err
+	})
+}
+
+// failover kills the leader and returns how long it took until one of the others had committed a write.
+func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	s, err := c.op().state(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var others []*managerProcess
+	var leader *managerProcess
+	for _, m := range c.managers {
+		if m.cfg.Hostname == s.leader {
+			leader = m
+		} else {
+			others = append(others, m)
+		}
+	}
+	if leader == nil {
+		return 0, fmt.Errorf("%q leads, which is none of the managers", s.leader)
+	}
+	for i, m := range others { // warm: their connections and their way to the leader
+		if err := m.op.write(ctx, fmt.Sprint("warm", i)); err != nil {
+			return 0, err
+		}
+	}
+	start := time.Now()
+	leader.cmd.Process.Kill()
+	won := make(chan time.Duration, 1)
+	tick := time.NewTicker(pollPeriod)
+	defer tick.Stop()
+	for i := 0; ; i++ { // a try may hang on the dead leader: the next one does not wait for it
+		for k, m := range others {
+			go func() {
+				if m.op.write(ctx, fmt.Sprintf("try-%d-%d", k, i)) == nil {
+					select {
+					case won <- time.Since(start):
+					default:
+					}
+				}
+			}()
+		}
+		select {
+		case took := <-won:
+			return took, nil
+		case <-ctx.Done():
+			return 0, errors.Join(errors.New("waited in vain: another manager takes a write"), ctx.Err())
+		case <-tick.C:
+		}
+	}
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
+)
+
+// product is what both are asked for. All times are taken by the harness, which is the same for both.
+type product struct {
+	title string
+	// manage starts a manager in this process and returns when it serves; it makes a cluster, or joins the one that cfg names.
+	manage func(ctx context.Context, cfg managerConfig) error
+	// creds are those that a manager's local socket wants.
+	creds credentials.TransportCredentials
+	// operator speaks to a manager by its local socket.
+	operator func(cc *grpc.ClientConn) operator
+	// join has one node join.
+	join func(address, token, dir string, number, client int) (member, error)
+}
+
+// products are by their names; order is how tables show them.
+var (
+	products = map[string]product{
+		"warden":   {title: "Warden", manage: wardenManage, creds: insecure.NewCredentials(), operator: wardenOperator, join: wardenJoin},
+		"swarmkit": {title: "SwarmKit", manage: swarmManage, creds: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}), operator: swarmOperator, join: swarmJoin},
+	}
+	order = []string{"warden", "swarmkit"}
+)
+
+// operator is what the harness does by a manager's local socket.
+type operator interface {
+	// token returns a join token for many uses.
+	token(ctx context.Context, manager bool) (string, error)
+	// ready returns how many workers have a live session and how many managers are reachable, and the leader's hostname.
+	state(ctx context.Context) (clusterState, error)
+	// create makes a service of tasks that run until they are stopped, each one where the fewest are.
+	create(ctx context.Context, name string, replicas int) (id string, err error)
+	// running returns how many tasks of the service are running.
+	running(ctx context.Context, id string) (int, error)
+	remove(ctx context.Context, id string) error
+	// tasks returns how many records of tasks there are.
+	tasks(ctx context.Context) (int, error)
+	// write commits a secret of a hundred bytes.
+	write(ctx context.Context, name string) error
+}
+
+type clusterState struct {
+	workers, managers int
+	leader            string
+}
