@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -118,18 +119,34 @@ func awaitRunning(t testing.TB, at *testcluster.Host, service string, n int) []s
 // taskPid returns the process ID, on this machine, of a program whose command line holds the mark.
 func taskPid(t testing.TB, mark string) []int {
 	t.Helper()
-	var pids []int
+	parents := map[int]int{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
 		if err != nil || !strings.Contains(string(b), mark) {
 			continue
 		}
-		var pid int
+		stat, err := os.ReadFile(filepath.Join(dir, "stat"))
+		if err != nil {
+			continue
+		}
+		_, after, _ := strings.Cut(string(stat), ") ") // what follows the program's name: state, parent
+		var state string
+		var pid, parent int
+		if _, err := fmt.Sscan(after, &state, &parent); err != nil {
+			t.Fatalf("%s/stat = %q", dir, stat)
+		}
 		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err == nil && pid != os.Getpid() {
+			parents[pid] = parent
+		}
+	}
+	var pids []int
+	for pid, parent := range parents {
+		if _, forked := parents[parent]; !forked { // one that a shell has just forked still has the shell's words
 			pids = append(pids, pid)
 		}
 	}
+	slices.Sort(pids)
 	return pids
 }
 
