@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -115,9 +117,9 @@ func (c *cluster) awaitTasks(ctx context.Context, want int) error {
 
 // service makes a service and returns how long it took until a manager said that all its tasks were running. It is asked only once
 // they are: to count ten thousand takes it long.
-func (c *cluster) service(ctx context.Context, name string, replicas int) (id string, took time.Duration, err error) {
+func (c *cluster) service(ctx context.Context, name string, replicas int, secret string) (id string, took time.Duration, err error) {
 	start := time.Now()
-	if id, err = c.op().create(ctx, name, replicas); err != nil {
+	if id, err = c.op().create(ctx, name, replicas, secret); err != nil {
 		return "", 0, err
 	}
 	if err := c.awaitTasks(ctx, replicas); err != nil {
@@ -168,7 +170,7 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("%q leads, which is none of the managers", s.leader)
 	}
 	for i, m := range others { // warm: their connections and their way to the leader
-		if err := m.op.write(ctx, fmt.Sprint("warm", i)); err != nil {
+		if _, err := m.op.write(ctx, fmt.Sprint("warm", i)); err != nil {
 			return 0, err
 		}
 	}
@@ -180,7 +182,7 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 	for i := 0; ; i++ { // a try may hang on the dead leader: the next one does not wait for it
 		for k, m := range others {
 			go func() {
-				if m.op.write(ctx, fmt.Sprintf("try-%d-%d", k, i)) == nil {
+				if _, err := m.op.write(ctx, fmt.Sprintf("try-%d-%d", k, i)); err == nil {
 					select {
 					case won <- time.Since(start):
 					default:
@@ -196,4 +198,25 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 		case <-tick.C:
 		}
 	}
+}
+
+// write has so many clients commit so many secrets together, on the first manager, and returns how long it took.
+func (c *cluster) write(ctx context.Context, name string, writes, clients int) (time.Duration, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range clients {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(writes); i = next.Add(1) {
+				if _, err := c.op().write(ctx, fmt.Sprintf("%s-%d", name, i)); err != nil {
+					cancel(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return time.Since(start), context.Cause(ctx)
 }

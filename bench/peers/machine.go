@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -76,4 +77,19 @@ func ownCPU() (sum time.Duration) {
 		}
 	}
 	return sum
+}
+
+// anonymous returns the resident memory of a process that is not of files, in bytes.
+func anonymous(pid int) (float64, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if words := strings.Fields(line); len(words) > 1 && words[0] == "RssAnon:" {
+			n, err := strconv.ParseFloat(words[1], 64)
+			return n * 1024, err
+		}
+	}
+	return 0, errors.New("this kernel does not say RssAnon")
 }

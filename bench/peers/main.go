@@ -65,6 +65,16 @@ var works = []work{
 	{name: "create1k", rows: []row{{what: "service of 1,000 tasks running on 100 nodes", unit: "s"}}, do: doCreate(1000)},
 	{name: "create10k", rows: []row{{what: "service of 10,000 tasks running on 100 nodes", unit: "s"}}, do: doCreate(10_000)},
 	{name: "failover", rows: []row{{what: "leader of 3 killed until a write is taken", unit: "s"}}, do: doFailover},
+	{name: "secret", rows: []row{{what: "secret created and with a task on each of 100 nodes", unit: "s"}}, do: doSecret},
+	{name: "write1", rows: []row{
+		{what: "secrets committed, 1 manager, 1 client", unit: "writes/s", more: true},
+		{what: "secrets committed, 1 manager, 64 clients", unit: "writes/s", more: true},
+	}, do: doWrite(1)},
+	{name: "write3", rows: []row{
+		{what: "secrets committed, 3 managers, 1 client", unit: "writes/s", more: true},
+		{what: "secrets committed, 3 managers, 64 clients", unit: "writes/s", more: true},
+	}, do: doWrite(3)},
+	{name: "memory", rows: []row{{what: "memory of an idle agent, of 500", unit: "KiB"}}, do: doMemory},
 }
 
 func doJoin(ctx context.Context, product, dir string, add func(int, float64)) error {
@@ -99,20 +109,118 @@ func doCreate(tasks int) func(context.Context, string, string, func(int, float64
 		if err := c.open(ctx); err != nil {
 			return err
 		}
-		id, _, err := c.service(ctx, "warm", 1000)
+		id, _, err := c.service(ctx, "warm", 1000, "")
 		if err != nil {
 			return err
 		}
 		if err := c.removeService(ctx, id); err != nil {
 			return err
 		}
-		_, took, err := c.service(ctx, "measured", tasks)
+		_, took, err := c.service(ctx, "measured", tasks, "")
 		if err != nil {
 			return err
 		}
 		add(0, took.Seconds())
 		return nil
 	}
+}
+
+func doSecret(ctx context.Context, product, dir string, add func(int, float64)) error {
+	const nodes = 100
+	c, err := newCluster(ctx, product, dir, 1)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if _, err := c.join(ctx, nodes, 16); err != nil {
+		return err
+	}
+	if err := c.open(ctx); err != nil {
+		return err
+	}
+	both := func(name string) (string, time.Duration, error) {
+		start := time.Now()
+		secret, err := c.op().write(ctx, name)
+		if err != nil {
+			return "", 0, err
+		}
+		id, _, err := c.service(ctx, name, nodes, secret)
+		return id, time.Since(start), err
+	}
+	id, _, err := both("warm")
+	if err != nil {
+		return err
+	}
+	if err := c.removeService(ctx, id); err != nil {
+		return err
+	}
+	_, took, err := both("measured")
+	if err != nil {
+		return err
+	}
+	add(0, took.Seconds())
+	return nil
+}
+
+func doWrite(managers int) func(context.Context, string, string, func(int, float64)) error {
+	return func(ctx context.Context, product, dir string, add func(int, float64)) error {
+		c, err := newCluster(ctx, product, dir, managers)
+		if err != nil {
+			return err
+		}
+		defer c.close()
+		if _, err := c.write(ctx, "warm", 200, 16); err != nil {
+			return err
+		}
+		for i, s := range []struct{ clients, writes int }{{1, 300}, {64, 3000}} {
+			took, err := c.write(ctx, fmt.Sprint("measured-", s.clients), s.writes, s.clients)
+			if err != nil {
+				return err
+			}
+			add(i, float64(s.writes)/took.Seconds())
+		}
+		switch s, err := c.op().state(ctx); {
+		case err != nil:
+			return err
+		case s.leader != c.managers[0].cfg.Hostname: // a follower passes writes on, which is more work
+			return fmt.Errorf("%s leads, and not the first manager any more", s.leader)
+		}
+		return nil
+	}
+}
+
+func doMemory(ctx context.Context, product, dir string, add func(int, float64)) error {
+	const nodes = 500
+	c, err := newCluster(ctx, product, dir, 1)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	memory := func() (n float64, err error) {
+		err = c.nodes.client.Call("Nodes.Memory", 0, &n)
+		return n, err
+	}
+	before, err := memory()
+	if err != nil {
+		return err
+	}
+	if _, err := c.join(ctx, nodes, 16); err != nil {
+		return err
+	}
+	if err := c.open(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-time.After(10 * time.Second): // what joining and opening needed for a moment goes
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	after, err := memory()
+	if err != nil {
+		return err
+	}
+	add(0, (after-before)/nodes/1024)
+	return nil
 }
 
 func doFailover(ctx context.Context, product, dir string, add func(int, float64)) error {

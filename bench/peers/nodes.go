@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -95,6 +96,24 @@ func (n *Nodes) Open(int, *int) error {
 
 // live counts the tasks that run on all nodes of this process.
 var live atomic.Int64
+
+// secretSize is that of each secret.
+const secretSize = 100
+
+// wantSecret refuses what is not the value of a secret that the harness wrote.
+func wantSecret(value []byte) error {
+	if len(value) != secretSize {
+		return fmt.Errorf("a task has a secret of %d bytes, want %d", len(value), secretSize)
+	}
+	return nil
+}
+
+// Memory returns the resident memory of this process that is not of files, after a collection.
+func (n *Nodes) Memory(_ int, bytes *float64) (err error) {
+	debug.FreeOSMemory()
+	*bytes, err = anonymous(os.Getpid())
+	return err
+}
 
 // Tasks returns how many tasks run on all nodes.
 func (n *Nodes) Tasks(_ int, count *int) error {

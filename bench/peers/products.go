@@ -35,17 +35,18 @@ var (
 type operator interface {
 	// token returns a join token for many uses.
 	token(ctx context.Context, manager bool) (string, error)
-	// ready returns how many workers have a live session and how many managers are reachable, and the leader's hostname.
+	// state returns how many workers have a live session and how many managers are reachable, and the leader's hostname.
 	state(ctx context.Context) (clusterState, error)
-	// create makes a service of tasks that run until they are stopped, each one where the fewest are.
-	create(ctx context.Context, name string, replicas int) (id string, err error)
+	// create makes a service of tasks that run until they are stopped, each one where the fewest are. secret is the ID of one
+	// that each task has; empty: none.
+	create(ctx context.Context, name string, replicas int, secret string) (id string, err error)
 	// running returns how many tasks of the service are running.
 	running(ctx context.Context, id string) (int, error)
 	remove(ctx context.Context, id string) error
 	// tasks returns how many records of tasks there are.
 	tasks(ctx context.Context) (int, error)
 	// write commits a secret of a hundred bytes.
-	write(ctx context.Context, name string) error
+	write(ctx context.Context, name string) (id string, err error)
 }
 
 type clusterState struct {

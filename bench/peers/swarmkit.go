@@ -23,7 +23,7 @@ import (
 func swarmManage(ctx context.Context, cfg managerConfig) error {
 	n, err := swarmnode.New(&swarmnode.Config{
 		Hostname: cfg.Hostname, StateDir: filepath.Join(cfg.Dir, "state"), ListenControlAPI: cfg.Socket, ListenRemoteAPI: cfg.Listen, AdvertiseRemoteAPI: cfg.Listen,
-		JoinAddr: cfg.Join, JoinToken: cfg.Token, Executor: &swarmNoop{hostname: cfg.Hostname}, Availability: swarmapi.NodeAvailabilityDrain,
+		JoinAddr: cfg.Join, JoinToken: cfg.Token, Executor: newSwarmNoop(cfg.Hostname), Availability: swarmapi.NodeAvailabilityDrain,
 	})
 	if err != nil {
 		return err
@@ -88,12 +88,21 @@ func (o swarmOp) state(ctx context.Context) (s clusterState, err error) {
 	return s, nil
 }
 
-func (o swarmOp) create(ctx context.Context, name string, replicas int) (string, error) {
+func (o swarmOp) create(ctx context.Context, name string, replicas int, secret string) (string, error) {
+	var refs []*swarmapi.SecretReference
+	if secret != "" {
+		reply, err := o.ctl.GetSecret(ctx, &swarmapi.GetSecretRequest{SecretID: secret})
+		if err != nil {
+			return "", err
+		}
+		refs = append(refs, &swarmapi.SecretReference{SecretID: secret, SecretName: reply.Secret.Spec.Annotations.Name,
+			Target: &swarmapi.SecretReference_File{File: &swarmapi.FileTarget{Name: "secret", Mode: 0o400}}})
+	}
 	reply, err := o.ctl.CreateService(ctx, &swarmapi.CreateServiceRequest{Spec: &swarmapi.ServiceSpec{
 		Annotations: swarmapi.Annotations{Name: name},
 		Mode:        &swarmapi.ServiceSpec_Replicated{Replicated: &swarmapi.ReplicatedService{Replicas: uint64(replicas)}},
 		Task: swarmapi.TaskSpec{Runtime: &swarmapi.TaskSpec_Container{Container: &swarmapi.ContainerSpec{
-			Image: "busybox", Command: []string{"/bin/sleep", "1000"}, Env: []string{"A=b"},
+			Image: "busybox", Command: []string{"/bin/sleep", "1000"}, Env: []string{"A=b"}, Secrets: refs,
 		}}},
 	}})
 	if err != nil {
@@ -123,11 +132,14 @@ func (o swarmOp) tasks(ctx context.Context) (int, error) {
 	return len(reply.Tasks), nil
 }
 
-func (o swarmOp) write(ctx context.Context, name string) error {
-	data := make([]byte, 100)
+func (o swarmOp) write(ctx context.Context, name string) (string, error) {
+	data := make([]byte, secretSize)
 	rand.Read(data)
-	_, err := o.ctl.CreateSecret(ctx, &swarmapi.CreateSecretRequest{Spec: &swarmapi.SecretSpec{Annotations: swarmapi.Annotations{Name: name}, Data: data}})
-	return err
+	reply, err := o.ctl.CreateSecret(ctx, &swarmapi.CreateSecretRequest{Spec: &swarmapi.SecretSpec{Annotations: swarmapi.Annotations{Name: name}, Data: data}})
+	if err != nil {
+		return "", err
+	}
+	return reply.Secret.ID, nil
 }
 
 // swarmNode is one simulated node.
@@ -165,7 +177,7 @@ func (n *swarmNode) open() error {
 		}
 	}()
 	a, err := swarmagent.New(&swarmagent.Config{
-		Hostname: n.hostname, ConnBroker: n.broker, Executor: &swarmNoop{hostname: n.hostname}, DB: db, Credentials: n.security.ClientTLSCreds, NotifyNodeChange: changes,
+		Hostname: n.hostname, ConnBroker: n.broker, Executor: newSwarmNoop(n.hostname), DB: db, Credentials: n.security.ClientTLSCreds, NotifyNodeChange: changes,
 		NodeTLSInfo: &swarmapi.NodeTLSInfo{TrustRoot: n.security.RootCA().Certs, CertIssuerPublicKey: issuer.PublicKey, CertIssuerSubject: issuer.Subject},
 	})
 	if err != nil {
@@ -175,7 +187,14 @@ func (n *swarmNode) open() error {
 }
 
 // swarmNoop is an executor whose tasks "run" from their start until they are stopped.
-type swarmNoop struct{ hostname string }
+type swarmNoop struct {
+	exec.DependencyManager
+	hostname string
+}
+
+func newSwarmNoop(hostname string) *swarmNoop {
+	return &swarmNoop{DependencyManager: swarmagent.NewDependencyManager(nil), hostname: hostname}
+}
 
 func (e *swarmNoop) Describe(context.Context) (*swarmapi.NodeDescription, error) {
 	return &swarmapi.NodeDescription{Hostname: e.hostname, Platform: &swarmapi.Platform{OS: "linux", Architecture: "amd64"},
@@ -183,11 +202,13 @@ func (e *swarmNoop) Describe(context.Context) (*swarmapi.NodeDescription, error)
 }
 func (e *swarmNoop) Configure(context.Context, *swarmapi.Node) error         { return nil }
 func (e *swarmNoop) SetNetworkBootstrapKeys([]*swarmapi.EncryptionKey) error { return nil }
-func (e *swarmNoop) Controller(*swarmapi.Task) (exec.Controller, error) {
-	return &swarmTask{ended: make(chan struct{})}, nil
+func (e *swarmNoop) Controller(t *swarmapi.Task) (exec.Controller, error) {
+	return &swarmTask{secrets: swarmagent.Restrict(e, t).Secrets(), refs: t.Spec.GetContainer().Secrets, ended: make(chan struct{})}, nil
 }
 
 type swarmTask struct {
+	secrets exec.SecretGetter
+	refs    []*swarmapi.SecretReference
 	once    sync.Once
 	started sync.Once
 	ended   chan struct{}
@@ -208,6 +229,15 @@ func (t *swarmTask) end() error {
 func (t *swarmTask) Update(context.Context, *swarmapi.Task) error { return nil }
 func (t *swarmTask) Prepare(context.Context) error                { return nil }
 func (t *swarmTask) Start(context.Context) error {
+	for _, ref := range t.refs {
+		secret, err := t.secrets.Get(ref.SecretID)
+		if err != nil {
+			return err
+		}
+		if err := wantSecret(secret.Spec.Data); err != nil {
+			return err
+		}
+	}
 	t.started.Do(func() { live.Add(1) })
 	return nil
 }

@@ -91,9 +91,13 @@ func (o wardenOp) state(ctx context.Context) (clusterState, error) {
 	return clusterState{workers: int(reply.GetWorkersReady()), managers: int(reply.GetManagersReachable()), leader: reply.GetLeaderHostname()}, err
 }
 
-func (o wardenOp) create(ctx context.Context, name string, replicas int) (string, error) {
+func (o wardenOp) create(ctx context.Context, name string, replicas int, secret string) (string, error) {
+	var refs []*api.SecretReference
+	if secret != "" {
+		refs = append(refs, &api.SecretReference{SecretId: secret, Target: "secret", Mode: 0o400})
+	}
 	reply, err := o.ctl.CreateService(ctx, &api.CreateServiceRequest{Spec: &api.ServiceSpec{Name: name, Replicas: uint64(replicas), Update: &api.UpdatePolicy{},
-		Task: &api.TaskSpec{Image: "busybox", Command: []string{"/bin/sleep", "1000"}, Env: []string{"A=b"}, Zone: warden.DefaultZone}}})
+		Task: &api.TaskSpec{Image: "busybox", Command: []string{"/bin/sleep", "1000"}, Env: []string{"A=b"}, Zone: warden.DefaultZone, Secrets: refs}}})
 	return reply.GetId(), err
 }
 
@@ -121,11 +125,11 @@ func (o wardenOp) tasks(ctx context.Context) (n int, err error) {
 	return n, err
 }
 
-func (o wardenOp) write(ctx context.Context, name string) error {
-	data := make([]byte, 100)
+func (o wardenOp) write(ctx context.Context, name string) (string, error) {
+	data := make([]byte, secretSize)
 	rand.Read(data)
-	_, err := o.ctl.CreateSecret(ctx, &api.CreateSecretRequest{Name: name, Data: data})
-	return err
+	reply, err := o.ctl.CreateSecret(ctx, &api.CreateSecretRequest{Name: name, Data: data})
+	return reply.GetId(), err
 }
 
 // wardenNode is one simulated node.
@@ -195,6 +199,11 @@ func (*wardenNoop) Name() string                                   { return "noo
 func (*wardenNoop) SecretMounts() string                           { return "detached" }
 func (*wardenNoop) Adopt(context.Context) ([]executor.Task, error) { return nil, nil }
 func (*wardenNoop) Start(_ context.Context, s executor.Spec) (executor.Task, error) {
+	for _, f := range s.Secrets {
+		if err := f.Data.Use(func(b []byte) error { return wantSecret(b) }); err != nil {
+			return nil, err
+		}
+	}
 	live.Add(1)
 	return &wardenTask{id: s.TaskID, ended: make(chan struct{})}, nil
 }
