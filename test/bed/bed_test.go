@@ -137,6 +137,7 @@ func reaches(from, to *bed.Host) error {
 
 // TestPartition cuts paths between hosts in all the ways that there are, and heals.
 func TestPartition(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	x, y, z := b.Host("x"), b.Host("y"), b.Host("z")
 	check := func(when string, want map[[2]*bed.Host]bool) {
@@ -167,6 +168,7 @@ var dropped = regexp.MustCompile(`numgen random mod 100 < 50 counter packets (\d
 
 // TestLossyPath loses about half of what goes over it.
 func TestLossyPath(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	x, y := b.Host("x"), b.Host("y")
 	b.Lose(50, []*bed.Host{x}, []*bed.Host{y})
@@ -189,6 +191,7 @@ func TestLossyPath(t *testing.T) {
 
 // TestSlowPath carries all, in no less time than its rate allows: after the burst 1.75 s.
 func TestSlowPath(t *testing.T) {
+	t.Parallel()
 	const rate, size = 512, 1536 // KiB
 	b := bed.New(t)
 	x, y := b.Host("x"), b.Host("y")
@@ -211,6 +214,7 @@ func TestSlowPath(t *testing.T) {
 // TestPauseAndKill: a paused daemon answers nobody and goes on where it was; a killed one starts again from its disk, and finds
 // its task.
 func TestPauseAndKill(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	all := b.Hosts([]string{"m1", "x"})
 	m, x := all[0], all[1]

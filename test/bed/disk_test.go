@@ -14,6 +14,7 @@ import (
 
 // TestFullDisk: a manager whose disk is full says so, loses nothing that it confirmed, and works again with room.
 func TestFullDisk(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	m := b.Host("m1", bed.WithDisk(48<<20))
 	m.Start()
@@ -60,6 +61,7 @@ func TestFullDisk(t *testing.T) {
 
 // TestFullDiskOfTheLeader: a cluster goes on though its leader's disk is full, and with room that one has it all.
 func TestFullDiskOfTheLeader(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	m, _ := b.Cluster(3, 0, bed.WithDisk(48<<20))
 	full := awaitLeader(t, m[0], m)
@@ -89,6 +91,8 @@ func TestFullDiskOfTheLeader(t *testing.T) {
 		last = fmt.Sprintf("full-%d", n)
 		testcluster.Await(t, limit, create)
 	}
+	log, err := os.ReadFile(full.Log)
+	t.Logf("the manager whose disk is full led %d times: %v", strings.Count(string(log), "failed to commit logs"), err)
 	full.Free()
 	testcluster.Await(t, limit, func() error {
 		select {

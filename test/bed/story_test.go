@@ -35,6 +35,7 @@ func awaitLeader(t *testing.T, at *bed.Host, among []*bed.Host) (found *bed.Host
 
 // TestPartitionedCluster: the leader is cut off from the majority, then a worker from all.
 func TestPartitionedCluster(t *testing.T) {
+	t.Parallel()
 	b := bed.New(t)
 	m, w := b.Cluster(3, 2)
 	old := awaitLeader(t, m[0], m)
