@@ -49,6 +49,7 @@ var may = map[string]string{
 	"e2e":                  "",
 	"fuzz":                 "",
 	"test/bed":             "internal/testcluster",
+	"test/history":         "",
 	"bench":                "",
 	"internal/collector":   "",
 	"cmd/warden":           ". api daemon executor executor/docker executor/process internal/collector",
