@@ -6,6 +6,7 @@ import "time"
 const (
 	NameMax            = 63        // characters of a name of a zone, service or secret
 	HostnameMax        = 253       // characters
+	IDPrefixMin        = 4         // characters of an ID that stand for it: `secret rm db`, said again, must not remove a secret whose ID begins with db
 	LabelsMax          = 64        // labels of one object
 	LabelKeyMax        = 128       // bytes
 	LabelValueMax      = 512       // bytes

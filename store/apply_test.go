@@ -385,6 +385,8 @@ func TestResolve(t *testing.T) {
 		{api.Kind_KIND_SERVICE, "web", w.web.Id, ""},
 		{api.Kind_KIND_SERVICE, w.web.Id, w.web.Id, ""},
 		{api.Kind_KIND_SERVICE, w.web.Id[:12], w.web.Id, ""},
+		{api.Kind_KIND_SERVICE, w.web.Id[:warden.IDPrefixMin], w.web.Id, ""},
+		{api.Kind_KIND_SERVICE, w.web.Id[:warden.IDPrefixMin-1], "", warden.CodeNotFound},
 		{api.Kind_KIND_NODE, "p1", w.pci.Id, ""},
 		{api.Kind_KIND_NODE, "w1", "", warden.CodeAmbiguous},
 		{api.Kind_KIND_SECRET, "card", w.card.Id, ""},

@@ -177,7 +177,7 @@ func ExposureID(nodeID, secretID string, version uint64) string {
 }
 
 // Resolve returns the ID that ref means: an ID, a name (of a zone, service or secret; the host name of a node), or an
-// unambiguous prefix of an ID, in this order. Errors: CodeInvalid, CodeNotFound, CodeAmbiguous.
+// unambiguous prefix of an ID, of at least warden.IDPrefixMin characters, in this order. Errors: CodeInvalid, CodeNotFound, CodeAmbiguous.
 func (v *View) Resolve(kind api.Kind, ref string) (string, error) {
 	noun := Noun(kind)
 	op := "looking up the " + noun
@@ -194,10 +194,15 @@ func (v *View) Resolve(kind api.Kind, ref string) (string, error) {
 			return only(op, noun, ref, ids)
 		}
 	}
-	if ids := idsOf(txn, kind, byID+"_prefix", ref); len(ids) > 0 {
-		return only(op, noun, ref, ids)
+	none := warden.Errorf(warden.CodeNotFound, op, "no %s is %q", noun, ref)
+	ids := idsOf(txn, kind, byID+"_prefix", ref)
+	switch {
+	case len(ids) == 0:
+		return "", none
+	case len(ref) < warden.IDPrefixMin:
+		return "", warden.Hint(none, fmt.Sprintf("an ID can be shortened to %d characters, not to fewer", warden.IDPrefixMin))
 	}
-	return "", warden.Errorf(warden.CodeNotFound, op, "no %s is %q", noun, ref)
+	return only(op, noun, ref, ids)
 }
 
 func only(op, noun, ref string, ids []string) (string, error) {
