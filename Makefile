@@ -9,18 +9,23 @@ PKGS    := ./...
 
 # The daemon carries the small binary that its tasks run under (executor/process/helper); no source tree holds it: an overlay shows it to go build.
 HELPER = CGO_ENABLED=0 $(GO) build $(1) -trimpath -ldflags '-s -w' -o $(2)/helper ./executor/process/helper \
-	&& printf '{"Replace":{"%s":"%s"}}' $(CURDIR)/executor/process/payload/helper $(CURDIR)/$(2)/helper >$(2)/overlay.json
+	&& printf '{"Replace":{"%s":"%s"}}' $(CURDIR)/executor/process/payload/helper $(abspath $(2))/helper >$(2)/overlay.json
 
 build: ## static binaries into bin/
 	@mkdir -p bin/.helper
 	$(call HELPER,,bin/.helper)
 	CGO_ENABLED=0 $(GO) build -overlay bin/.helper/overlay.json -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/...
+	@! grep -l $(TEST_CLOCK) bin/warden bin/wardenctl bin/.helper/helper || { echo 'build: the clock of tests is in a release'; exit 1; }
 
-# The test build differs in one thing: certificates may live for seconds (limits_wardentest.go).
+# The test build differs in two things: certificates may live for seconds (limits_wardentest.go), and tests can skew its clock (test/bed/clock).
+TEST_BIN   ?= bin/test
+TEST_CLOCK := WARDEN_TEST_CLOCK
 bin/test/warden: FORCE
-	@mkdir -p bin/test/.helper
-	$(call HELPER,-tags wardentest,bin/test/.helper)
-	CGO_ENABLED=0 $(GO) build -overlay bin/test/.helper/overlay.json -tags wardentest -trimpath -ldflags '-X main.version=test' -o bin/test/ ./cmd/...
+	@mkdir -p $(TEST_BIN)/.helper
+	$(call HELPER,-tags wardentest,$(TEST_BIN)/.helper)
+	$(GO) run ./test/bed/clock $(TEST_BIN)/.helper/overlay.json
+	CGO_ENABLED=0 $(GO) build -overlay $(TEST_BIN)/.helper/overlay.json -tags wardentest -trimpath -ldflags '-X main.version=test' -o $(TEST_BIN)/ ./cmd/...
+	@grep -q $(TEST_CLOCK) $(TEST_BIN)/warden && grep -q $(TEST_CLOCK) $(TEST_BIN)/wardenctl || { echo 'bin/test/warden: its clock cannot be skewed'; exit 1; }
 .PHONY: FORCE
 FORCE:
 

@@ -38,8 +38,12 @@ func Bin(t testing.TB) string {
 		if buildDir, buildErr = os.MkdirTemp("", "warden-bin-"); buildErr != nil {
 			return
 		}
-		cmd := exec.Command("go", "build", "-tags", "wardentest", "-o", buildDir, "warden/cmd/...")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		mod, err := exec.Command("go", "env", "GOMOD").Output()
+		if err != nil {
+			buildErr = err
+			return
+		}
+		cmd := exec.Command("make", "-C", filepath.Dir(strings.TrimSpace(string(mod))), "TEST_BIN="+buildDir, "bin/test/warden")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			buildErr = fmt.Errorf("building: %v\n%s", err, out)
 		}

@@ -27,6 +27,7 @@ type Host struct {
 	b                *Bed
 	ns               *namespace
 	dir, state, sock string
+	clock            *clock
 	hasOwnDisk       bool
 	args             []string
 	pid              int           // of the daemon, in the host
@@ -68,6 +69,9 @@ func (b *Bed) newHost(name string, options []Option) (*Host, error) {
 	err := os.Mkdir(h.dir, 0o700)
 	if err == nil {
 		err = os.Mkdir(h.state, 0o700)
+	}
+	if err == nil {
+		h.clock, err = newClock(filepath.Join(dir, "clock"))
 	}
 	if err != nil {
 		return nil, err
@@ -214,7 +218,7 @@ func (h *Host) startOnly() error {
 	argv := append([]string{"warden", "run", "--state-dir", h.state, "--socket", h.sock, "--listen", h.Address(), "--hostname", h.Name,
 		"--log-level", "debug", "--executor", "process"}, h.args...)
 	h.b.note("start %s", h.Name)
-	if err := h.ns.client.Call("Holder.Start", Program{Path: filepath.Join(h.b.bin, "warden"), Argv: argv, Log: h.Log}, &h.pid); err != nil {
+	if err := h.ns.client.Call("Holder.Start", Program{Path: filepath.Join(h.b.bin, "warden"), Argv: argv, Env: []string{h.clock.env()}, Log: h.Log}, &h.pid); err != nil {
 		return err
 	}
 	ended, pid := make(chan struct{}), h.pid
@@ -300,6 +304,7 @@ func (h *Host) Try(args ...string) (stdout, stderr string, code int) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, filepath.Join(h.b.bin, "wardenctl"), append([]string{"--host", "unix://" + h.sock}, args...)...)
 	var out, errs bytes.Buffer
+	cmd.Env = append(os.Environ(), h.clock.env())
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		return out.String(), fmt.Sprintf("%s(%v)\n", errs.String(), err), cmd.ProcessState.ExitCode()

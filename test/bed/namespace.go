@@ -108,10 +108,10 @@ type Holder struct {
 	ends map[int]chan syscall.WaitStatus
 }
 
-// Program is what to run. Without a Log its outputs come back.
+// Program is what to run, with Env besides the holder's. Without a Log its outputs come back.
 type Program struct {
 	Path       string
-	Argv       []string
+	Argv, Env  []string
 	Stdin, Log string
 }
 
@@ -189,7 +189,7 @@ func (h *Holder) reap() {
 
 // start forks with three files.
 func (h *Holder) start(p Program, files ...*os.File) (int, error) {
-	attr := &syscall.ProcAttr{Env: os.Environ(), Sys: &syscall.SysProcAttr{Setsid: true}}
+	attr := &syscall.ProcAttr{Env: append(os.Environ(), p.Env...), Sys: &syscall.SysProcAttr{Setsid: true}}
 	for _, f := range files {
 		attr.Files = append(attr.Files, f.Fd())
 	}

@@ -1,0 +1,139 @@
+package bed_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"warden/internal/testcluster"
+	"warden/test/bed"
+)
+
+const day = 24 * time.Hour
+
+// TestSkew: a daemon goes by its host's clock, from its start on and when that is changed, and no other host does.
+func TestSkew(t *testing.T) {
+	t.Parallel()
+	b := bed.New(t)
+	x, y := b.Host("x"), b.Host("y")
+	x.Skew(-3 * time.Hour)
+	x.Start()
+	y.Start()
+	n := 0
+	check := func(h *bed.Host, d time.Duration) {
+		t.Helper()
+		testcluster.Await(t, limit, func() error {
+			n++
+			_, _, _ = h.Try("zone", "create", fmt.Sprintf("zone-%d", n)) // done or refused, it is logged
+			log, err := os.ReadFile(h.Log)
+			if err != nil {
+				return err
+			}
+			lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+			stamp, _, _ := strings.Cut(strings.TrimPrefix(lines[len(lines)-1], "time="), " ")
+			at, err := time.Parse(time.RFC3339, stamp)
+			if off := time.Until(at) - d; err != nil || off.Abs() > time.Minute {
+				return fmt.Errorf("the clock of %s is %s off what it was set to: %w", h.Name, off, err)
+			}
+			return nil
+		})
+	}
+	check(x, -3*time.Hour) // as it started
+	x.Ctl("swarm", "init")
+	y.Ctl("swarm", "init")
+	check(y, 0)
+	x.Skew(100 * day)
+	check(x, 100*day)
+	x.Skew(-3 * time.Hour)
+	check(x, -3*time.Hour)
+	x.Skew(0)
+	check(x, 0)
+}
+
+// TestClocks: the clock of a follower or a worker is hours or months out, ahead and behind; of the leader it is behind. No
+// change that was confirmed is lost, no task ends, no node needs to join again, and with the clock right all is as before.
+func TestClocks(t *testing.T) {
+	t.Parallel()
+	b := bed.New(t)
+	m, w := b.Cluster(3, 1)
+	lead := awaitLeader(t, m[0], m)
+	follower := m[(slices.Index(m, lead)+1)%3]
+	other := m[(slices.Index(m, lead)+2)%3]
+	other.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
+	awaitTasks(t, other, "app", 1)
+	task := pids(t, w[0], "sleep\x0031536000")
+	if len(task) != 1 {
+		t.Fatalf("processes of the task = %v", task)
+	}
+
+	var confirmed []string
+	create := func(name string) error {
+		_, stderr, code := other.Try("zone", "create", name, "--timeout", "10s")
+		if code != 0 && !strings.Contains(stderr, "[exists]") {
+			return errors.New(stderr)
+		}
+		confirmed = append(confirmed, name)
+		return nil
+	}
+	// asBefore wants all that was confirmed at all managers, and the same task.
+	asBefore := func(when string) {
+		t.Helper()
+		b.AwaitReady(other, 4)
+		for _, h := range m {
+			testcluster.Await(t, limit, func() error {
+				out, stderr, _ := h.Try("zone", "ls", "--local", "--format", "{{.Name}}")
+				have := strings.Fields(out)
+				for _, name := range confirmed {
+					if !slices.Contains(have, name) {
+						return fmt.Errorf("%s: zone %s, which was confirmed, is not at %s: %s%s", when, name, h.Name, out, stderr)
+					}
+				}
+				return nil
+			})
+		}
+		if now := pids(t, w[0], "sleep\x0031536000"); !slices.Equal(now, task) {
+			t.Errorf("%s: processes of the task = %v, before %v", when, now, task)
+		}
+	}
+	for i, c := range []struct {
+		at *bed.Host
+		by time.Duration
+	}{{follower, 3 * time.Hour}, {follower, -3 * time.Hour}, {follower, 100 * day}, {w[0], 100 * day}, {w[0], -3 * time.Hour}} {
+		when := fmt.Sprintf("%s off by %s", c.at.Name, c.by)
+		c.at.Skew(c.by)
+		testcluster.Await(t, limit, func() error { return create(fmt.Sprintf("while-%d", i)) })
+		testcluster.Await(t, limit, func() error {
+			out, stderr, code := other.Try("status")
+			if code == 0 || !strings.Contains(out, fmt.Sprintf("its clock is %s off", c.by.Abs())) {
+				return fmt.Errorf("%s: status = exit %d, and does not say so:\n%s%s", when, code, out, stderr)
+			}
+			return nil
+		})
+		c.at.Kill()
+		c.at.StartOnly()
+		if err := create(fmt.Sprintf("restarted-%d", i)); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+		c.at.Skew(0)
+		asBefore(when)
+	}
+}
+
+// pids returns the processes of a host whose command line begins with the mark.
+func pids(t *testing.T, h *bed.Host, mark string) (all []int) {
+	t.Helper()
+	found, _ := filepath.Glob(filepath.Join(h.Root(), "proc/[0-9]*/cmdline"))
+	for _, path := range found {
+		if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), mark) {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(path)))
+			all = append(all, pid)
+		}
+	}
+	return all
+}
