@@ -49,6 +49,7 @@ var may = map[string]string{
 	"e2e":                  "",
 	"fuzz":                 "",
 	"test/bed":             "internal/testcluster",
+	"test/powerloss":       "",
 	"test/history":         "",
 	"bench":                "",
 	"internal/collector":   "",

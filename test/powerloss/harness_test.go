@@ -1,0 +1,321 @@
+package powerloss_test
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"warden/test/powerloss"
+)
+
+// allVar names the environment variable that has every state tried, and a kill after every call, where `make test` draws some.
+const allVar = "WARDEN_POWERLOSS_ALL"
+
+const seed = 1
+
+const limit = time.Minute // of a child
+
+const childVar = "WARDEN_POWERLOSS_CHILD"
+
+// child is what a process of its own is told: what to do, and in which folder.
+type child struct{ Sequence, Base string }
+
+func TestMain(m *testing.M) {
+	if told := os.Getenv(childVar); told != "" {
+		var c child
+		if err := json.Unmarshal([]byte(told), &c); err != nil {
+			panic(err)
+		}
+		notes := os.NewFile(powerloss.NoteFD, "notes")
+		err := sequences[c.Sequence](c.Base, func(format string, args ...any) { fmt.Fprintf(notes, format, args...) })
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// sequences is what a child can do: it works in base/state, and notes what is acknowledged. What it finds in base besides is the test's.
+var sequences = map[string]func(base string, note func(string, ...any)) error{}
+
+func state(base string) string { return filepath.Join(base, "state") }
+
+// attack is a sequence that is crashed everywhere, and what must hold after a crash.
+type attack struct {
+	sequence string
+	// prepare fills the folder before: base/state is there, empty.
+	prepare func(t *testing.T, base string)
+	// check opens base/state with the product's code. notes is what was acknowledged before the crash.
+	check func(base string, notes []string) error
+	// killed is check after a kill, where more holds than after a loss of power. nil: check.
+	killed func(base string, notes []string) error
+	// kills and losses are how many kills and losses of power are tried; 0: all.
+	kills, losses int
+	workers       int // how many checks run at once; 0: two
+	// again is a sequence that runs after each kill, on what that left, before power is lost. "": none.
+	again string
+}
+
+// run crashes the sequence.
+func (a attack) run(t *testing.T) {
+	t.Parallel()
+	if a.killed == nil {
+		a.killed = a.check
+	}
+	s := &scene{t: t, attack: a, dir: scratch(t)}
+	s.base = s.folder()
+	if a.prepare != nil {
+		a.prepare(t, s.base)
+	}
+	full, base := s.trace(a.sequence, s.copy(s.base), 0, nil)
+	if t.Failed() {
+		return
+	}
+	if got := full.Record.Notes(len(full.Record.Ops)); len(got) == 0 {
+		t.Fatal("the sequence notes nothing: no loss could be seen")
+	}
+	if err := a.killed(s.copy(base), full.Record.Notes(len(full.Record.Ops))); err != nil {
+		t.Fatalf("unharmed: %v", err)
+	}
+	start := time.Now()
+	kills := s.kills(len(full.Record.Ops))
+	killTime := time.Since(start)
+	start = time.Now()
+	states, of := s.losses(full, base, 0, a.losses)
+	t.Logf("%d operations, killed after %d of them in %s; power lost in %d of %d distinct ways in %s", len(full.Record.Ops), kills, killTime.Round(time.Millisecond), states, of, time.Since(start).Round(time.Millisecond))
+}
+
+// scene is the folders of one attack.
+type scene struct {
+	t *testing.T
+	attack
+	dir, base string
+
+	mu sync.Mutex // guards n
+	n  int
+}
+
+// scratch returns a folder that is in memory where that can be had: what is durable is what the model says.
+func scratch(t *testing.T) string {
+	dir, err := os.MkdirTemp("/dev/shm", "warden-powerloss-")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// folder returns a new folder with an empty one for the state.
+func (s *scene) folder() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.n++
+	base := filepath.Join(s.dir, fmt.Sprint(s.n))
+	if err := os.MkdirAll(state(base), 0o700); err != nil {
+		s.t.Fatal(err)
+	}
+	return base
+}
+
+// copy returns a copy of the folder.
+func (s *scene) copy(base string) string {
+	s.t.Helper()
+	to := s.folder()
+	tree, err := powerloss.ReadTree(base)
+	if err == nil {
+		err = errors.Join(os.RemoveAll(to), tree.WriteTree(to))
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return to
+}
+
+// trace runs a sequence in base and wants the record to tell what is on the disk.
+func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer) (*powerloss.Tracer, string) {
+	told, err := json.Marshal(child{sequence, base})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	tr, err := powerloss.Trace{Argv: []string{os.Args[0]}, Env: append(os.Environ(), childVar+"="+string(told), "GORACE=atexit_sleep_ms=0"), Root: state(base), KillAt: killAt,
+		Limit: limit, After: after}.Run()
+	if err != nil {
+		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
+		return tr, base
+	}
+	is, err := powerloss.ReadTree(state(base))
+	if err != nil {
+		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
+	} else if diff := tr.Record.Kept(len(tr.Record.Ops)).Diff(is); diff != "" {
+		s.t.Errorf("%s, killed after %d: the disk is not what the record says: %s", sequence, killAt, diff)
+	}
+	return tr, base
+}
+
+// some returns want of the numbers 1 to n, all where it is 0, ascending.
+func some(n, want int) []int {
+	all := make([]int, n)
+	for i := range all {
+		all[i] = i + 1
+	}
+	if os.Getenv(allVar) != "" || want == 0 || want >= n {
+		return all
+	}
+	rng := rand.New(rand.NewPCG(seed, 1))
+	rng.Shuffle(n, func(a, b int) { all[a], all[b] = all[b], all[a] })
+	all = all[:want]
+	slices.Sort(all)
+	return all
+}
+
+// kills runs the sequence anew for each of its operations, kills it after that, and checks what is left.
+func (s *scene) kills(ops int) (n int) {
+	at := some(ops, s.attack.kills)
+	s.each(len(at), func(i int) {
+		tr, base := s.trace(s.sequence, s.copy(s.base), at[i], nil)
+		defer os.RemoveAll(base)
+		if s.t.Failed() {
+			return
+		}
+		last := "nothing"
+		if n := len(tr.Record.Ops); n > 0 {
+			last = tr.Record.Ops[n-1].String()
+		}
+		notes := tr.Record.Notes(len(tr.Record.Ops))
+		var checked string
+		if s.again != "" {
+			checked = s.copy(base)
+		} else {
+			checked = base
+		}
+		if err := s.killed(checked, notes); err != nil {
+			s.t.Errorf("killed after operation %d, %s, with %q acknowledged: %v", at[i], last, notes, err)
+			return
+		}
+		if s.again != "" {
+			next, _ := s.trace(s.again, base, 0, tr)
+			if !s.t.Failed() {
+				s.lossesFrom(fmt.Sprintf("killed after operation %d, %s, and started again", at[i], last), next, base, next.First, 4)
+			}
+		}
+	})
+	return len(at)
+}
+
+// losses checks what power loss can leave of a record.
+func (s *scene) losses(tr *powerloss.Tracer, base string, from, want int) (tried, of int) {
+	return s.lossesFrom("", tr, base, from, want)
+}
+
+func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, from, want int) (tried, of int) {
+	var states []powerloss.State
+	for st := range tr.Record.States(from, seed) {
+		if before == "" || st.Ops > 0 && tr.Record.Ops[st.Ops-1].Kind == powerloss.Note {
+			states = append(states, st) // after a start that was killed, what counts is what was built on it
+		}
+	}
+	pick := some(len(states), want)
+	work := func(i int) {
+		st := states[pick[i]-1]
+		dir := s.copyWithout(base)
+		if err := st.Tree.WriteTree(state(dir)); err != nil {
+			s.t.Fatal(err)
+		}
+		notes := tr.Record.Notes(st.Ops)
+		if err := s.check(dir, notes); err != nil {
+			after := "nothing"
+			if st.Ops > 0 {
+				after = tr.Record.Ops[st.Ops-1].String()
+			}
+			s.t.Errorf("%s power lost after operation %d, %s, with %q acknowledged; of them lost: %s\n%v", before, st.Ops, after, notes, st.Lost, err)
+		}
+		os.RemoveAll(dir)
+	}
+	if before != "" { // a worker does it
+		for i := range pick {
+			work(i)
+		}
+	} else {
+		s.each(len(pick), work)
+	}
+	return len(pick), len(states)
+}
+
+// copyWithout returns a copy of the folder without its state.
+func (s *scene) copyWithout(base string) string {
+	to := s.folder()
+	err := os.Remove(state(to))
+	entries, rerr := os.ReadDir(base)
+	err = errors.Join(err, rerr)
+	for _, e := range entries {
+		if e.Type().IsRegular() {
+			b, rerr := os.ReadFile(filepath.Join(base, e.Name()))
+			err = errors.Join(err, rerr, os.WriteFile(filepath.Join(to, e.Name()), b, 0o600))
+		}
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return to
+}
+
+const errorsMax = 8 // of one attack are shown
+
+// each calls f for 0 to n-1, some at once, and stops when much has failed.
+func (s *scene) each(n int, f func(i int)) {
+	workers := max(s.workers, 2)
+	next := make(chan int)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	failed := 0
+	for range workers {
+		wg.Go(func() {
+			for i := range next {
+				mu.Lock()
+				enough := failed >= errorsMax
+				mu.Unlock()
+				if enough {
+					continue
+				}
+				f(i)
+				if s.t.Failed() {
+					mu.Lock()
+					failed++
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range n {
+		next <- i
+	}
+	close(next)
+	wg.Wait()
+}
+
+// private wants nothing below the state to be open to others.
+func private(base string) error {
+	return filepath.WalkDir(state(base), func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		if info.Mode().Perm()&0o077 != 0 && filepath.Base(path) != "node.crt" {
+			return fmt.Errorf("%s has mode %v", path, info.Mode())
+		}
+		return nil
+	})
+}
