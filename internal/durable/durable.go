@@ -120,6 +120,9 @@ func sweep(dir, prefix string) error {
 // ReadPrivate returns the content of a file that only its owner may open. Errors: CodePermissions if the mode is wider than
 // 0600, the owner is neither root nor this process's user, or it is a symlink or no regular file; CodeTooLarge above max
 // bytes; CodeNotFound, for which errors.Is(err, fs.ErrNotExist) holds; CodeConflict if it grows meanwhile.
+//
+// The file's name is durable when it returns: a process that was killed in WriteFile between the rename and the
+// sync left a name that power loss could take back, under whoever builds on it.
 func ReadPrivate(path string, max int64) ([]byte, error) {
 	op := "reading " + path
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
@@ -130,6 +133,9 @@ func ReadPrivate(path string, max int64) ([]byte, error) {
 		return nil, fail(op, err)
 	}
 	defer f.Close()
+	if err := SyncDir(filepath.Dir(path)); err != nil {
+		return nil, fail(op, err)
+	}
 	info, err := f.Stat()
 	if err != nil {
 		return nil, fail(op, err)
@@ -159,7 +165,8 @@ func ReadPrivate(path string, max int64) ([]byte, error) {
 }
 
 // MkdirPrivate makes the directory path with mode 0700 whatever the umask, missing parents likewise, and syncs the
-// directory that it is in. One that exists is accepted if it is as private. Errors: CodePermissions if it is wider than
+// directory that it is in. One that exists is accepted if it is as private, and its name synced likewise: who made it may
+// have been killed before that. Errors: CodePermissions if it is wider than
 // 0700, belongs to another user than root and this process's, or is a symlink or no directory.
 func MkdirPrivate(path string) error {
 	op := "making directory " + path
@@ -174,10 +181,10 @@ func MkdirPrivate(path string) error {
 		if err := os.Chmod(path, 0o700); err != nil { // the umask may have taken bits away
 			return fail(op, err)
 		}
-		if err := SyncDir(parent); err != nil {
-			return fail(op, err)
-		}
 	case !errors.Is(err, fs.ErrExist):
+		return fail(op, err)
+	}
+	if err := SyncDir(parent); err != nil {
 		return fail(op, err)
 	}
 	info, err := os.Lstat(path)
