@@ -14,10 +14,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"warden"
@@ -30,6 +33,10 @@ const (
 	connsPerNode  = 64                       // of one node; an honest one has a handful
 	cutGrace      = 1500 * time.Millisecond  // a cut session may still say its one last message
 	renewOnlyTime = time.Minute              // how long a session with an expired leaf may last: long enough to renew
+
+	// handshakeBytesMax is what a client may send until its handshake is through: a hello and the longest chain. An honest one
+	// sends some 5 KiB; crypto/tls alone would wait for, and keep, 256 KiB of a certificate message.
+	handshakeBytesMax = 8<<10 + warden.ChainMax*warden.CertBytesMax
 )
 
 // Policy of a door.
@@ -63,7 +70,8 @@ type Config struct {
 	Pinned func(id ca.Identity) bool
 	// Admit decides whether an address may try at a door at all, before the handshake goes on. nil: always.
 	Admit func(door string, remote netip.Addr) error
-	// Refused is told of each refusal after the hello, for logs and alarms.
+	// Refused is told of each refusal, for logs and alarms. Before a hello the door is empty; a client that said nothing and went
+	// away is none.
 	Refused func(door string, id ca.Identity, remote netip.Addr, err error)
 	// Handlers serve a door. They own the connection until they return; then it is closed. A door without one is shut.
 	Handlers map[string]func(ctx context.Context, c *Conn)
@@ -158,7 +166,8 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 	defer s.shaking.end(c)
 
 	var refusal error
-	c.Conn = tls.Server(c.raw, &tls.Config{
+	first := &bounded{Conn: c.raw, left: handshakeBytesMax}
+	c.Conn = tls.Server(first, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 			cfg, err := s.configFor(c, hello)
@@ -174,10 +183,8 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 	cancel()
 	defer s.remove(c)
 	if err != nil {
-		if code := warden.CodeOf(err); refusal == nil && c.Door != "" { // it broke off after the hello
-			if refusal = err; code == warden.CodeInternal {
-				refusal = warden.Recode(warden.CodeUnauthentic, "shaking hands", err)
-			}
+		if refusal == nil {
+			refusal = broken(err, c.Door != "")
 		}
 		if refusal != nil && s.cfg.Refused != nil {
 			s.cfg.Refused(c.Door, c.ID, c.Remote, refusal)
@@ -193,6 +200,7 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 		}
 	}
 	s.shaking.end(c)
+	first.left = -1
 	c.raw.SetDeadline(time.Time{})
 	// Handlers need not look at a context, and a join's connection is in no table: the end of Serve cuts each one.
 	defer context.AfterFunc(ctx, func() { c.cut(warden.Errorf(warden.CodeUnavailable, "", "the manager stops")) })()
@@ -207,6 +215,41 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 		defer t.Stop()
 	}
 	s.cfg.Handlers[c.Door](c.ctx, c)
+}
+
+// broken says what a handshake broke off as. A client that went away before its hello is nil: many look whether a port is open.
+func broken(err error, hello bool) error {
+	const op = "shaking hands"
+	switch code := warden.CodeOf(err); {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return warden.Errorf(warden.CodeTimeout, op, "the client did not do its part within %s", warden.HandshakeTimeout)
+	case code != warden.CodeInternal:
+		return err
+	case hello:
+		return warden.Recode(warden.CodeUnauthentic, op, err)
+	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, net.ErrClosed):
+		return nil
+	}
+	return warden.Recode(warden.CodeInvalid, op, err)
+}
+
+// bounded is a connection of which no more than left bytes can be read; below 0: any.
+type bounded struct {
+	net.Conn
+	left int // set between reads only
+}
+
+// Read reads as far as the bound goes. Errors: CodeTooLarge beyond it.
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return b.Conn.Read(p)
+	}
+	if b.left == 0 {
+		return 0, warden.Errorf(warden.CodeTooLarge, "shaking hands", "the client sends more than %d bytes", handshakeBytesMax)
+	}
+	n, err := b.Conn.Read(p[:min(len(p), b.left)])
+	b.left -= n
+	return n, err
 }
 
 // configFor picks the door by the one ALPN protocol that the client offers. Go would let a client without ALPN in, and would

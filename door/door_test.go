@@ -515,6 +515,47 @@ func TestBrokenHandshakeIsReported(t *testing.T) {
 	}
 }
 
+// What is no hello is told of, too, at no door; who only looks whether the port is open is not.
+func TestNoHelloIsReported(t *testing.T) {
+	w := onLoopback(t, nil)
+	looks, err := net.Dial("tcp", w.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	looks.Close()
+	for _, said := range []string{"GET / HTTP/1.1\r\n\r\n", "\x16\x03\x01\xff\xff", "\x17\x03\x03\x00\x05hello", "\x16\x03\x01\x00\x04\x02\x00\x00\x00"} {
+		c, err := net.Dial("tcp", w.addr())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.WriteString(c, said); err != nil {
+			t.Fatal(err)
+		}
+		if r := <-w.refused; r.door != "" || warden.CodeOf(r.err) != warden.CodeInvalid {
+			t.Errorf("%q: told of %q, %v", said, r.door, r.err)
+		}
+	}
+}
+
+// A client may send as much in a handshake as the longest chain needs, and no more: it is all kept until the handshake is through.
+func TestHandshakesAreBoundedInBytes(t *testing.T) {
+	w := onLoopback(t, nil)
+	key, err := ca.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for bytes, want := range map[int]warden.Code{warden.ChainMax * warden.CertBytesMax: warden.CodeUnauthentic, 48 << 10: warden.CodeTooLarge, 250 << 10: warden.CodeTooLarge} {
+		cert := &tls.Certificate{Certificate: [][]byte{make([]byte, bytes)}, PrivateKey: key}
+		if conn, err := w.dial(t, cert, warden.DoorNode); err == nil {
+			ended(t, conn)
+		}
+		if r := <-w.refused; r.door != warden.DoorNode || warden.CodeOf(r.err) != want {
+			t.Errorf("%d bytes of certificates: told of %q, %v, want [%s]", bytes, r.door, r.err, want)
+		}
+	}
+}
+
 // Who lost its place to a newcomer has not failed: a fleet behind one address that comes at once is not counted as guessing.
 func TestWhoGivesWayHasNotFailed(t *testing.T) {
 	w := onLoopback(t, nil)

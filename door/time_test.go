@@ -53,6 +53,9 @@ func TestSlowClientEndsAtTheHandshakeTimeout(t *testing.T) {
 			if d := time.Since(start); d != warden.HandshakeTimeout {
 				t.Errorf("closed after %s", d)
 			}
+			if r := <-w.refused; r.door != "" || warden.CodeOf(r.err) != warden.CodeTimeout {
+				t.Errorf("told of %q, %v", r.door, r.err)
+			}
 		}
 	})
 }
