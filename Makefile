@@ -5,7 +5,7 @@ VERSION ?= $(shell git describe --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 PKGS    := ./...
 
-.PHONY: build demo test check bench fuzz generate setup clean
+.PHONY: build demo test check bench fuzz soak generate setup clean
 
 # The daemon carries the small binary that its tasks run under (executor/process/helper); no source tree holds it: an overlay shows it to go build.
 HELPER = CGO_ENABLED=0 $(GO) build $(1) -trimpath -ldflags '-s -w' -o $(2)/helper ./executor/process/helper \
@@ -79,6 +79,10 @@ FUZZ     ?= .
 fuzz: ## every fuzz target for FUZZTIME
 	@set -e; targets=$$($(GO) test ./fuzz -list '^Fuzz'); for t in $$(echo "$$targets" | grep '^Fuzz' | grep -e '$(FUZZ)'); do \
 		echo "== $$t"; $(GO) test ./fuzz -run '^$$' -fuzz "^$$t\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 20x; done
+
+SOAK ?= 30m
+soak: bin/test/warden ## random calls on clusters under faults, one run after the other, for SOAK
+	@WARDEN_SOAK=$(SOAK) WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test ./test/history -race -count=1 -run TestSoak -v -timeout 0
 
 clean:
 	rm -rf bin

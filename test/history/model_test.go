@@ -374,3 +374,43 @@ func (h *history) wantLinear(t *testing.T, dir string) {
 		t.Errorf("%s: the calls have no order that the model allows (%s): see history-*.html and history in %s", object, result, dir)
 	}
 }
+
+// total says how many calls were recorded.
+func (h *history) total() (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, ops := range h.calls {
+		n += len(ops)
+	}
+	return n
+}
+
+// summary counts the calls by kind of object, verb and outcome.
+func (h *history) summary() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	counts := map[string]map[string]int{}
+	for object, ops := range h.calls {
+		kind, _, _ := strings.Cut(object, "/")
+		for _, op := range ops {
+			c, r := op.Input.(call), op.Output.(reply)
+			key := kind + " " + c.Verb
+			if counts[key] == nil {
+				counts[key] = map[string]int{}
+			}
+			switch {
+			case r.Unknown:
+				counts[key]["?"]++
+			case r.Code != "":
+				counts[key]["["+string(r.Code)+"]"]++
+			default:
+				counts[key]["done"]++
+			}
+		}
+	}
+	var b strings.Builder
+	for _, key := range slices.Sorted(maps.Keys(counts)) {
+		fmt.Fprintf(&b, "%s: %v\n", key, counts[key])
+	}
+	return b.String()
+}

@@ -1,0 +1,349 @@
+package history
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+
+	"warden"
+	"warden/api"
+	"warden/test/bed"
+)
+
+const (
+	patience     = 3 * time.Second  // of a client with a call: shorter than some pauses, so that calls begin in one
+	longPatience = 20 * time.Second // with a call that waits for managers
+)
+
+// connection is one to a daemon's socket.
+type connection struct {
+	*grpc.ClientConn
+	control api.ControlClient
+	local   api.LocalClient
+}
+
+func (r *run) connect(h *bed.Host) connection {
+	cc, err := grpc.NewClient("unix://"+filepath.Join(r.bed.Dir, h.Name, "sock"),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}))
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	r.t.Cleanup(func() { cc.Close() })
+	return connection{cc, api.NewControlClient(cc), api.NewLocalClient(cc)}
+}
+
+// client makes one call after the other, each at whatever manager it draws.
+type client struct {
+	*run
+	n    int
+	rand *rand.Rand
+	seen map[string]*api.Service // as last read, which updates are made from
+}
+
+// loop makes calls until ctx ends, a few milliseconds apart.
+func (c *client) loop(ctx context.Context) {
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-pause.C:
+		}
+		wait := time.Duration(c.rand.IntN(20)) * time.Millisecond
+		if !c.step() {
+			wait += 50 * time.Millisecond
+		}
+		pause.Reset(wait)
+	}
+}
+
+// step makes one call. It reports false where there was no daemon to take it.
+func (c *client) step() bool {
+	at := c.managers[c.rand.IntN(len(c.managers))]
+	switch n := c.rand.IntN(100); {
+	case n < 55:
+		return c.secret(at)
+	case n < 72:
+		return c.service(at)
+	case n < 87:
+		return c.token(at)
+	case n < 97:
+		return c.node(at)
+	default:
+		return c.lock(at)
+	}
+}
+
+// outcome says what a call's error means. sent is false where no manager has taken the call.
+func (r *run) outcome(err error) (out reply, sent bool) {
+	if err == nil {
+		return reply{}, true
+	}
+	err = api.FromError(err)
+	text := err.Error()
+	if strings.Contains(text, r.canary) {
+		r.violated("I10", "a canary is in an error: %s", strings.ReplaceAll(text, r.canary, "CANARY"))
+	}
+	switch code := warden.CodeOf(err); code {
+	case warden.CodeLocked, warden.CodeNotManager, warden.CodeUnsupported, warden.CodeUninitialized:
+		return reply{}, false
+	case warden.CodeUnavailable, warden.CodeTimeout, warden.CodeNoLeader, warden.CodeNotLeader, warden.CodeEvicted, warden.CodeInternal:
+		if strings.Contains(text, "while dialing") {
+			return reply{}, false
+		}
+		if code == warden.CodeInternal && !r.diskFull.Load() {
+			r.violated("I11", "a call failed for no reason that an operator could act on: %s", text)
+		}
+		return reply{Unknown: true}, true
+	default:
+		if code == warden.CodeNotFound && strings.Contains(text, "secret") && strings.Contains(text, "service") {
+			code = noSecret
+		}
+		return reply{Code: code}, true
+	}
+}
+
+// record makes a call and writes it down for an object.
+func (c *client) record(object string, what call, wait time.Duration, send func(ctx context.Context) (version uint64, state any, err error)) (reply, bool) {
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
+	defer cancel()
+	began := c.history.now()
+	version, state, err := send(ctx)
+	out, sent := c.outcome(err)
+	if !sent {
+		return out, false
+	}
+	out.Version, out.State = version, state
+	c.history.add(c.n, object, what, began, out)
+	return out, true
+}
+
+// secret makes a call on a secret.
+func (c *client) secret(at *member) bool {
+	p := c.secrets.pick(c.rand.IntN)
+	object := "secret/" + p.name
+	write := func(verb string, send func(ctx context.Context, tag uint64) (uint64, error)) bool {
+		tag := c.secrets.tag(p.name)
+		_, sent := c.record(object, call{Verb: verb, Tag: tag}, patience, func(ctx context.Context) (uint64, any, error) {
+			version, err := send(ctx, tag)
+			return version, nil, err
+		})
+		return sent
+	}
+	switch n := c.rand.IntN(100); {
+	case n < 35:
+		return c.readSecrets(at, p.name)
+	case n < 42:
+		return c.readSecrets(at)
+	case n < 62:
+		return write("create", func(ctx context.Context, tag uint64) (uint64, error) {
+			reply, err := at.control.CreateSecret(ctx, &api.CreateSecretRequest{Name: p.name, Zones: p.zones, Data: c.value(p.name, tag)})
+			return reply.GetVersion(), err
+		})
+	case n < 87:
+		return write("rotate", func(ctx context.Context, tag uint64) (uint64, error) {
+			reply, err := at.control.RotateSecret(ctx, &api.RotateSecretRequest{Reference: p.name, Data: c.value(p.name, tag)})
+			return reply.GetVersion(), err
+		})
+	case n < 94:
+		_, sent := c.record(object, call{Verb: "rm"}, patience, func(ctx context.Context) (uint64, any, error) {
+			_, err := at.control.RemoveSecret(ctx, &api.ReferenceRequest{Reference: p.name})
+			return 0, nil, err
+		})
+		return sent
+	default:
+		version := 1 + c.rand.Uint64N(4)
+		_, sent := c.record(object, call{Verb: "rm-version", Version: version}, patience, func(ctx context.Context) (uint64, any, error) {
+			_, err := at.control.RemoveSecret(ctx, &api.ReferenceRequest{Reference: fmt.Sprintf("%s@%d", p.name, version)})
+			return 0, nil, err
+		})
+		return sent
+	}
+}
+
+// readSecrets reads the named ones, each, or by one list all that clients use now.
+func (c *client) readSecrets(at *member, names ...string) bool {
+	return readAll(c, at, api.Kind_KIND_SECRET, "secret/", names, c.secrets, func(reply *api.ListReply) map[string]any {
+		states, names := map[string]any{}, map[string]string{}
+		for _, o := range reply.Objects {
+			names[o.GetSecret().GetId()] = o.GetSecret().GetName()
+			states[o.GetSecret().GetName()] = secretState{Current: o.GetSecret().GetCurrentVersion()}
+		}
+		for _, u := range reply.Uses {
+			s := states[names[u.SecretId]].(secretState)
+			s.Versions += versionText(u.Version, u.SizeBytes-valueBytes)
+			states[names[u.SecretId]] = s
+		}
+		return states
+	}, secretState{})
+}
+
+// readAll reads objects by their names, or where none is named by one list all of the pool; none is the state of what is not there.
+func readAll(c *client, at *member, kind api.Kind, prefix string, names []string, p *pool, states func(*api.ListReply) map[string]any, none any) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	all := names
+	if len(names) == 0 {
+		all = p.names()
+	}
+	began := c.history.now()
+	reply, err := at.control.List(ctx, &api.ListRequest{Kind: kind, References: names})
+	if warden.CodeOf(api.FromError(err)) == warden.CodeNotFound && len(names) == 1 {
+		reply, err = new(api.ListReply), nil
+	}
+	if err != nil {
+		_, sent := c.outcome(err)
+		return sent
+	}
+	seen := states(reply)
+	for _, name := range all {
+		state, ok := seen[name]
+		if !ok {
+			state = none
+		}
+		c.history.add(c.n, prefix+name, call{Verb: read}, began, result(state))
+	}
+	return true
+}
+
+func result(state any) reply { return reply{State: state} }
+
+// service makes a call on a service.
+func (c *client) service(at *member) bool {
+	p := c.services.pick(c.rand.IntN)
+	object := "service/" + p.name
+	write := func(what call, send func(ctx context.Context) (*api.ChangeReply, error)) (reply, bool) {
+		return c.record(object, what, patience, func(ctx context.Context) (uint64, any, error) {
+			reply, err := send(ctx)
+			return reply.GetVersion(), nil, err
+		})
+	}
+	switch n := c.rand.IntN(100); {
+	case n < 40:
+		return c.readServices(at, p.name)
+	case n < 45:
+		return c.readServices(at)
+	case n < 65:
+		spec, forbidden := c.spec(p)
+		spec.Replicas = c.rand.Uint64N(3)
+		tag := c.services.tag(p.name)
+		spec.Labels = map[string]string{"tag": fmt.Sprint(tag)}
+		out, sent := write(call{Verb: "create", Tag: tag, Number: spec.Replicas}, func(ctx context.Context) (*api.ChangeReply, error) {
+			return at.control.CreateService(ctx, &api.CreateServiceRequest{Spec: spec})
+		})
+		if forbidden != "" && sent && !out.Unknown && out.Code == "" {
+			c.violated("I6", "service %s of zone %s was let have secret %s", p.name, spec.Task.Zone, forbidden)
+		}
+		return sent
+	case n < 80:
+		now := c.seen[p.name]
+		if now == nil {
+			return c.readServices(at, p.name)
+		}
+		spec := api.Clone(now).Spec
+		tag := c.services.tag(p.name)
+		spec.Labels = map[string]string{"tag": fmt.Sprint(tag)}
+		if c.rand.IntN(3) == 0 {
+			other, _ := c.spec(p)
+			spec.Task.Secrets = other.Task.Secrets
+		}
+		_, sent := write(call{Verb: "update", Tag: tag, Version: now.Meta.Version, Number: spec.Replicas}, func(ctx context.Context) (*api.ChangeReply, error) {
+			return at.control.UpdateService(ctx, &api.UpdateServiceRequest{Reference: p.name, Version: now.Meta.Version, Spec: spec})
+		})
+		return sent
+	case n < 92:
+		replicas := c.rand.Uint64N(3)
+		_, sent := write(call{Verb: "scale", Number: replicas}, func(ctx context.Context) (*api.ChangeReply, error) {
+			return at.control.ScaleService(ctx, &api.ScaleServiceRequest{Reference: p.name, Replicas: replicas})
+		})
+		return sent
+	default:
+		_, sent := c.record(object, call{Verb: "rm"}, patience, func(ctx context.Context) (uint64, any, error) {
+			_, err := at.control.RemoveService(ctx, &api.ReferenceRequest{Reference: p.name})
+			return 0, nil, err
+		})
+		return sent
+	}
+}
+
+// spec draws what a service runs: a process that waits, with up to two secrets. forbidden names one that may not enter its zone.
+func (c *client) spec(p place) (spec *api.ServiceSpec, forbidden string) {
+	task := &api.TaskSpec{Image: "host", Command: []string{"sleep", "31536000"}, Zone: p.zones[0], StopGraceNs: int64(time.Second)}
+	for range c.rand.IntN(3) {
+		s := c.secrets.pick(c.rand.IntN)
+		if !s.mayEnter(p.zones[0]) && c.rand.IntN(5) > 0 { // now and then it is tried
+			continue
+		}
+		if !s.mayEnter(p.zones[0]) {
+			forbidden = s.name
+		}
+		task.Secrets = append(task.Secrets, &api.SecretReference{SecretName: s.name, Target: fmt.Sprintf("%s.%d", s.name, len(task.Secrets))})
+	}
+	return &api.ServiceSpec{Name: p.name, Task: task}, forbidden
+}
+
+func (c *client) readServices(at *member, names ...string) bool {
+	return readAll(c, at, api.Kind_KIND_SERVICE, "service/", names, c.services, func(reply *api.ListReply) map[string]any {
+		states := map[string]any{}
+		for _, o := range reply.Objects {
+			s := o.GetService()
+			var tag uint64
+			fmt.Sscan(s.GetSpec().GetLabels()["tag"], &tag)
+			states[s.GetSpec().GetName()] = serviceState{s.GetMeta().GetVersion(), tag, s.GetSpec().GetReplicas()}
+			c.seen[s.GetSpec().GetName()] = s
+		}
+		return states
+	}, serviceState{})
+}
+
+// lock makes a call on the lock of the cluster. Changes have every manager make new keys: there is one now and then only.
+func (c *client) lock(at *member) bool {
+	const object = "cluster/lock"
+	n := c.rand.IntN(100)
+	if n >= 60 && !c.mayLock() || n < 60 {
+		return c.readLock(at)
+	}
+	if n < 68 {
+		off := false
+		_, sent := c.record(object, call{Verb: "off"}, patience, func(ctx context.Context) (uint64, any, error) {
+			_, err := at.control.UpdateCluster(ctx, &api.UpdateClusterRequest{Autolock: &off})
+			return 0, nil, err
+		})
+		return sent
+	}
+	on := true
+	id, recipient := c.newUnlockKey()
+	if n < 82 {
+		_, sent := c.record(object, call{Verb: "on", Word: id}, patience, func(ctx context.Context) (uint64, any, error) {
+			_, err := at.control.UpdateCluster(ctx, &api.UpdateClusterRequest{Autolock: &on, UnlockRecipient: recipient})
+			return 0, nil, err
+		})
+		return sent
+	}
+	_, sent := c.record(object, call{Verb: "rotate", Word: id}, patience, func(ctx context.Context) (uint64, any, error) {
+		_, err := at.control.RotateUnlockKey(ctx, &api.RotateUnlockKeyRequest{UnlockRecipient: recipient})
+		return 0, nil, err
+	})
+	return sent
+}
+
+func (c *client) readLock(at *member) bool {
+	_, sent := c.record("cluster/lock", call{Verb: read}, patience, func(ctx context.Context) (uint64, any, error) {
+		reply, err := at.control.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
+		if err != nil {
+			return 0, nil, err
+		}
+		cluster := reply.Objects[0].GetCluster()
+		return 0, lockState{cluster.GetAutolock(), cluster.GetUnlockKeyId()}, nil
+	})
+	return sent
+}

@@ -1,0 +1,90 @@
+package history
+
+import (
+	"fmt"
+	"os"
+	"testing"
+	"time"
+)
+
+// soakVar names the environment variable with the time for TestSoak.
+const soakVar = "WARDEN_SOAK"
+
+// TestHistories is a short run: some faults of each kind, in an order that is drawn.
+func TestHistories(t *testing.T) {
+	r := newRun(t)
+	r.whole(func(c *client) {
+		for _, i := range c.rand.Perm(len(faults))[:shortFaults] {
+			c.suffer(faults[i])
+		}
+	})
+}
+
+// TestSoak makes runs of soakRun, one after the other, for as long as soakVar says.
+func TestSoak(t *testing.T) {
+	if os.Getenv(soakVar) == "" {
+		t.Skipf("%s is not set: `make soak` does", soakVar)
+	}
+	d, err := time.ParseDuration(os.Getenv(soakVar))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := time.Now().Add(d)
+	for n := 1; time.Now().Before(end); n++ {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			r := newRun(t)
+			until := time.Now().Add(soakRun)
+			r.whole(func(c *client) {
+				for time.Now().Before(until) && !t.Failed() {
+					c.suffer(faults[c.rand.IntN(len(faults))])
+				}
+			})
+		})
+		if t.Failed() {
+			return
+		}
+	}
+}
+
+const (
+	shortFaults = 6
+	soakRun     = 2 * time.Minute
+)
+
+// suffer does a fault, and lets the cluster alone for a moment.
+func (c *client) suffer(f fault) {
+	began := time.Now()
+	c.t.Logf("%s %s", began.UTC().Format("15:04:05.000"), f.name)
+	f.do(c)
+	c.wantAlive()
+	c.hold(c.while() / 3)
+}
+
+// whole is a run from the first call to the last byte.
+func (r *run) whole(faults func(c *client)) {
+	began := time.Now()
+	stage := func(name string) {
+		r.t.Logf("%6.1fs %s", time.Since(began).Seconds(), name)
+	}
+	r.under(faults)
+	stage("faults are over")
+	c := r.client(clients)
+	c.settle()
+	stage("settled")
+	c.readEverything()
+	r.wantSecretsOfTasks()
+	stage("tasks have their secrets")
+	c.wantLocked()
+	c.settle()
+	stage("killed, unlocked and settled again")
+	c.readEverything()
+	c.wantGuestsServed()
+	c.removeServices()
+	r.wantSameReplicas()
+	stage("services are gone, replicas are the same")
+	r.history.wantLinear(r.t, r.bed.Dir)
+	stage("checked")
+	r.wantNothingLeft()
+	stage("searched")
+	r.t.Logf("%d calls on %d objects:\n%s", r.history.total(), len(r.history.calls), r.history.summary())
+}
