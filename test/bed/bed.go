@@ -1,6 +1,6 @@
 // Package bed is a network of hosts for tests, on one machine: each host is a network, mount and process namespace of its own,
 // in which a real daemon runs; a bridge in one more namespace is the network between them. Hosts can be cut off from each
-// other, one way too, lose packets, be slow, run out of disk; daemons can be killed and paused.
+// other, one way too, lose packets, be slow or far, run out of disk, have a clock that is out; daemons can be killed and paused.
 //
 // Nothing of the machine's own network changes, and no namespace has a name: all of a host ends with the process that is
 // process 1 of it, and that ends when it loses the test process, however that ended. What is left of a test process that was
@@ -10,8 +10,7 @@
 //
 //	func TestMain(m *testing.M) { bed.Main(); os.Exit(m.Run()) }
 //
-// It does not simulate time, and has no delays: packets arrive at once, or not at all. What the kernel draws (which packets a
-// lossy path loses) a seed does not reproduce.
+// It does not simulate time. What the kernel draws (which packets a lossy path loses) a seed does not reproduce.
 package bed
 
 import (

@@ -97,6 +97,10 @@ func probe(args []string) error {
 			return err
 		}
 		return c.Close()
+	case "echo": // SECONDS: until nobody has called for so long
+		return echo(args[1])
+	case "ping": // IP N: the shortest of so many round trips, in microseconds
+		return ping(args[1], args[2])
 	}
 	return fmt.Errorf("no probe %q", args)
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // path is the way of packets from one host to another; the way back is another one.
@@ -19,6 +20,8 @@ type fault struct {
 	cut  bool
 	loss int // percent
 	rate int // KiB a second
+
+	delay, jitter time.Duration
 }
 
 // Cut drops all that goes from these hosts to those, and nothing that comes back: what needs an answer does not get one.
@@ -72,6 +75,7 @@ func (b *Bed) Heal() {
 		delete(b.faults, p)
 	}
 	b.apply(b.all)
+	b.relay(b.all)
 }
 
 // Others returns all hosts but these.
@@ -103,6 +107,7 @@ func (b *Bed) change(from, to []*Host, change func(*fault)) {
 		}
 	}
 	b.apply(to)
+	b.relay(from)
 }
 
 // apply writes the rules of hosts. They stand where packets arrive: the sender does not learn that they are dropped, as on a

@@ -28,6 +28,8 @@ type Host struct {
 	ns               *namespace
 	dir, state, sock string
 	clock            *clock
+	port             string // of the bridge, where the host is; guarded by b.mu, as is what follows
+	isRelayed        bool   // it is not at the bridge itself, but at a relay
 	hasOwnDisk       bool
 	args             []string
 	pid              int           // of the daemon, in the host
@@ -87,9 +89,9 @@ func (b *Bed) newHost(name string, options []Option) (*Host, error) {
 		return nil, fmt.Errorf("more than %d hosts", hostsMax)
 	}
 	h.IP = fmt.Sprintf("10.66.0.%d", n)
-	port := fmt.Sprintf("port%d", n)
+	h.port = fmt.Sprintf("port%d", n)
 	// The other end is born in the host: no moment in which it could be seen elsewhere.
-	if _, err := b.wire.run(fmt.Sprintf("link add %s type veth peer name eth0 netns %d\nlink set %s master bridge0 up\n", port, h.ns.holder.Process.Pid, port),
+	if _, err := b.wire.run(fmt.Sprintf("link add %s type veth peer name eth0 netns %d\nlink set %s master bridge0 up\n", h.port, h.ns.holder.Process.Pid, h.port),
 		"ip", "-batch", "-"); err != nil {
 		return nil, err
 	}

@@ -104,8 +104,9 @@ func (n *namespace) run(stdin string, argv ...string) (string, error) {
 
 // Holder is what a holder can be asked to do: its methods are called by net/rpc, each in a goroutine of its own.
 type Holder struct {
-	mu   sync.Mutex // guards ends; held from fork to entry, so that the end of each child finds its entry
-	ends map[int]chan syscall.WaitStatus
+	mu     sync.Mutex // guards what follows; held from fork to entry, so that the end of each child finds its entry
+	ends   map[int]chan syscall.WaitStatus
+	relays map[string]*relay
 }
 
 // Program is what to run, with Env besides the holder's. Without a Log its outputs come back.
@@ -141,7 +142,7 @@ func hold() error {
 		return err
 	}
 	f.Close()
-	h := &Holder{ends: map[int]chan syscall.WaitStatus{}}
+	h := &Holder{ends: map[int]chan syscall.WaitStatus{}, relays: map[string]*relay{}}
 	children := make(chan os.Signal, 1)
 	signal.Notify(children, syscall.SIGCHLD)
 	go func() { // ends with the process

@@ -51,16 +51,11 @@ func add(path string) error {
 	if err != nil {
 		return fmt.Errorf("reading the overlay: %w", err)
 	}
-	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "time").Output()
+	dir, original, err := packageTime()
 	if err != nil {
 		return fmt.Errorf("finding package time: %w", err)
 	}
-	dir := strings.TrimSpace(string(out))
-	original, err := os.ReadFile(filepath.Join(dir, "time.go"))
-	if err != nil {
-		return err
-	}
-	skewed, err := skew(string(original))
+	skewed, err := skew(original)
 	if err != nil {
 		return fmt.Errorf("%s: %w", filepath.Join(dir, "time.go"), err)
 	}
@@ -80,10 +75,21 @@ func add(path string) error {
 	return os.WriteFile(path, b, 0o644)
 }
 
+// packageTime returns where package time is, and its time.go.
+func packageTime() (dir, source string, err error) {
+	out, err := exec.Command("go", "list", "-f", "{{.Dir}}", "time").Output()
+	if err != nil {
+		return "", "", err
+	}
+	dir = strings.TrimSpace(string(out))
+	b, err := os.ReadFile(filepath.Join(dir, "time.go"))
+	return dir, string(b), err
+}
+
 // skew changes what Now asks for the time, which it must do once and first.
 func skew(source string) (string, error) {
 	if strings.Count(source, head+asks) != 1 || strings.Count(source, asks) != 1 || strings.Contains(source, "skewedNow") {
-		return "", errors.New("Now does not ask runtimeNow as this program knows it: another Go; teach clock its way")
+		return "", errors.New("another Go: its Now does not ask runtimeNow as this program knows it")
 	}
 	return strings.Replace(source, head+asks, head+gets, 1), nil
 }

@@ -6,22 +6,21 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 )
 
 // TestSkewIsOneLine: package time of this Go differs in what Now asks, and in nothing else.
 func TestSkewIsOneLine(t *testing.T) {
-	source, err := os.ReadFile(filepath.Join(runtime.GOROOT(), "src/time/time.go"))
+	_, source, err := packageTime()
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := skew(string(source))
+	got, err := skew(source)
 	if err != nil {
 		t.Fatal(err)
 	}
-	have, want := strings.Split(got, "\n"), strings.Split(string(source), "\n")
+	have, want := strings.Split(got, "\n"), strings.Split(source, "\n")
 	if len(have) != len(want) {
 		t.Fatalf("skew makes %d lines of %d", len(have), len(want))
 	}

@@ -1,0 +1,180 @@
+package bed_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"warden/internal/testcluster"
+	"warden/test/bed"
+)
+
+// echoPort is where the probe echo listens.
+const echoPort = "4001"
+
+// echo answers datagrams until it has none for so many seconds.
+func echo(seconds string) error {
+	n, err := strconv.Atoi(seconds)
+	if err != nil {
+		return err
+	}
+	c, err := net.ListenPacket("udp4", ":"+echoPort)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 64)
+	for {
+		if err := c.SetReadDeadline(time.Now().Add(time.Duration(n) * time.Second)); err != nil {
+			return err
+		}
+		size, from, err := c.ReadFrom(b)
+		if err != nil {
+			return nil
+		}
+		if _, err := c.WriteTo(b[:size], from); err != nil {
+			return err
+		}
+	}
+}
+
+// ping prints the shortest of n round trips to echo, in microseconds.
+func ping(ip, count string) error {
+	n, err := strconv.Atoi(count)
+	if err != nil {
+		return err
+	}
+	c, err := net.Dial("udp4", net.JoinHostPort(ip, echoPort))
+	if err != nil {
+		return err
+	}
+	shortest := time.Hour
+	for stop := time.Now().Add(30 * time.Second); n > 0; {
+		if time.Now().After(stop) {
+			return errors.New("no echo")
+		}
+		sent := []byte(strconv.Itoa(n))
+		start := time.Now()
+		b := make([]byte, 64)
+		_, err := c.Write(sent)
+		if err == nil {
+			err = c.SetReadDeadline(start.Add(time.Second))
+		}
+		size := 0
+		if err == nil {
+			size, err = c.Read(b)
+		}
+		if err == nil && slices.Equal(b[:size], sent) { // else it was lost, or nobody listens yet
+			shortest = min(shortest, time.Since(start))
+			n--
+		}
+	}
+	fmt.Print(shortest.Microseconds())
+	return nil
+}
+
+// roundTrip returns the shortest of some round trips from one host to another, at which echo runs.
+func roundTrip(t *testing.T, from, to *bed.Host) time.Duration {
+	t.Helper()
+	out, err := run(from, "ping", to.IP, "10")
+	us, aerr := strconv.Atoi(out)
+	if err = errors.Join(err, aerr); err != nil {
+		t.Fatalf("from %s to %s: %v", from.Name, to.Name, err)
+	}
+	return time.Duration(us) * time.Microsecond
+}
+
+// TestDelay: a path takes as much longer as it was told to, one way, and carries all; the others take no longer, and neither
+// does it when healed.
+func TestDelay(t *testing.T) {
+	t.Parallel()
+	b := bed.New(t)
+	x, y, z := b.Host("x"), b.Host("y"), b.Host("z")
+	at := func(h ...*bed.Host) []*bed.Host { return h }
+	for _, h := range []*bed.Host{x, y, z} {
+		go func() { _, _ = run(h, "echo", "60") }() // until the bed ends
+	}
+	near := max(roundTrip(t, x, y), roundTrip(t, x, z))
+	const slack = 20 * time.Millisecond // the machine may be busy
+	check := func(when string, from, to *bed.Host, want time.Duration) {
+		t.Helper()
+		testcluster.Await(t, limit, func() error {
+			got := roundTrip(t, from, to)
+			if got < want || got > want+near+slack {
+				return fmt.Errorf("%s: the shortest round trip from %s to %s takes %s, want %s and at most %s more", when, from.Name, to.Name, got, want, near+slack)
+			}
+			t.Logf("%s, %s and back to %s: %s, want %s", when, from.Name, to.Name, got, want)
+			return nil
+		})
+	}
+	b.Delay(50*time.Millisecond, at(x), at(y))
+	check("one way", x, y, 50*time.Millisecond)
+	check("one way", y, x, 50*time.Millisecond)
+	check("one way", x, z, 0)
+	check("one way", y, z, 0)
+	b.Delay(25*time.Millisecond, at(y), at(x))
+	check("both ways", x, y, 75*time.Millisecond)
+	b.Delay(10*time.Millisecond, at(x), at(y, z))
+	check("changed", x, y, 35*time.Millisecond)
+	check("changed", x, z, 10*time.Millisecond)
+	b.Jitter(10*time.Millisecond, at(x), at(y)) // the shortest of ten: hardly any of it
+	check("with jitter", x, y, 35*time.Millisecond)
+
+	const size = 16 << 20 // in packets larger than a link's, and with what the relay has no room for
+	poured := make(chan error, 1)
+	go func() {
+		_, err := run(x, "pour", y.IP, strconv.Itoa(size))
+		poured <- err
+	}()
+	out, err := run(y, "drain")
+	if err := errors.Join(err, <-poured); err != nil || out != strconv.Itoa(size) {
+		t.Errorf("%s of %d bytes arrived over a long path: %v", out, size, err)
+	}
+
+	b.Cut(at(x), at(y))
+	if got := received(t, x, y, 1, 1); got != 0 {
+		t.Error("a path that is far and cut carries a datagram")
+	}
+	b.Heal()
+	check("healed", x, y, 0)
+	check("healed", z, y, 0)
+	b.Delay(30*time.Millisecond, at(x), at(y))
+	check("again", x, y, 30*time.Millisecond)
+	b.Heal()
+}
+
+// TestFarManagers: a cluster whose managers are 50 ms from each other keeps its leader and commits in a round trip or a few.
+func TestFarManagers(t *testing.T) {
+	t.Parallel()
+	b := bed.New(t)
+	m, _ := b.Cluster(3, 0)
+	b.Delay(50*time.Millisecond, m, m)
+	lead := awaitLeader(t, m[0], m)
+	const changes = 5
+	start := time.Now()
+	for i := range changes {
+		lead.Ctl("zone", "create", fmt.Sprintf("far-%d", i))
+	}
+	took := time.Since(start) / changes
+	t.Logf("a change takes %s where a round trip takes 100ms", took)
+	if took < 100*time.Millisecond {
+		t.Errorf("a change takes %s, less than the round trip that it needs", took)
+	}
+	if now, err := leader(lead, m); err != nil || now != lead {
+		t.Errorf("the leader changed over a long path: %v", err)
+	}
+	b.Heal()
+	for _, h := range m {
+		testcluster.Await(t, limit, func() error {
+			out, stderr, _ := h.Try("zone", "ls", "--local")
+			if !strings.Contains(out, fmt.Sprintf("far-%d", changes-1)) {
+				return fmt.Errorf("%s: %s%s", h.Name, out, stderr)
+			}
+			return nil
+		})
+	}
+}
