@@ -56,8 +56,9 @@ func TestSkew(t *testing.T) {
 	check(x, 0)
 }
 
-// TestClocks: the clock of a follower or a worker is hours or months out, ahead and behind; of the leader it is behind. No
-// change that was confirmed is lost, no task ends, no node needs to join again, and with the clock right all is as before.
+// TestClocks: the clock of a follower or a worker is hours or months out, ahead and behind, and then that of the leader is
+// behind, which refuses changes and says why. No change that was confirmed is lost, no task ends, no node needs to join again, and
+// with the clock right all is as before.
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	b := bed.New(t)
@@ -122,6 +123,22 @@ func TestClocks(t *testing.T) {
 		}
 		c.at.Skew(0)
 		asBefore(when)
+	}
+
+	lead = awaitLeader(t, other, m)
+	lead.Skew(-3 * time.Hour)
+	for _, h := range []*bed.Host{lead, other} {
+		if _, stderr, code := h.Try("zone", "create", "never", "--timeout", "10s"); code != 3 || !strings.Contains(stderr, "[clock]") {
+			t.Errorf("a change by a leader that is hours behind, asked at %s = exit %d: %s, want [clock]", h.Name, code, stderr)
+		}
+	}
+	lead.Skew(0)
+	if err := create("after-the-leader"); err != nil {
+		t.Errorf("a change when the leader's clock is right again: %v", err)
+	}
+	asBefore("the leader behind")
+	if out := other.Ctl("zone", "ls"); strings.Contains(out, "never") {
+		t.Errorf("a zone that was refused is there:\n%s", out)
 	}
 }
 
