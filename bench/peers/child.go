@@ -10,23 +10,29 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
+	"syscall"
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 )
 
-// childEnv names, in a child process, what it is: "manager" or "nodes".
+// childEnv names, in a child process, what it is: "manager", "nodes" or "engine".
 const childEnv = "WARDEN_PEERS_CHILD"
 
 // managerConfig is what the process of one manager reads from its standard input, as one line of JSON.
 type managerConfig struct {
 	Product, Dir, Listen, Socket, Hostname string
 	Join, Token                            string // of a running manager; empty: this one makes the cluster
+	Again                                  bool   // Dir has the state of a manager that ran before: nothing is made or joined
+	UnlockKey                              []byte // for Again, where the product takes it before it starts
 }
 
-// serveManager is the main of a manager's process: it says "ready" once the manager serves, and ends with its standard input.
+// serveManager is the main of a manager's process: it says "ready" once the manager serves, stops in order at SIGTERM, and ends at
+// once with its standard input.
 func serveManager() {
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
@@ -35,14 +41,18 @@ func serveManager() {
 		err = json.Unmarshal(line, &cfg)
 	}
 	if err == nil {
-		err = products[cfg.Product].manage(context.Background(), cfg)
+		go func() {
+			io.Copy(io.Discard, in)
+			os.Exit(1)
+		}()
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+		defer stop()
+		err = products[cfg.Product].manage(ctx, cfg, func() { fmt.Println("ready") })
 	}
 	if err != nil {
 		fmt.Println("failed:", err)
 		os.Exit(1)
 	}
-	fmt.Println("ready")
-	io.Copy(io.Discard, in)
 }
 
 // managerProcess is one manager's process, as the harness sees it.
@@ -75,18 +85,8 @@ func child(kind string) (*exec.Cmd, io.WriteCloser, io.Reader, error) {
 
 // startManager starts the process and waits until its manager serves.
 func startManager(ctx context.Context, cfg managerConfig) (*managerProcess, error) {
-	cmd, in, out, err := child("manager")
+	m, said, err := spawnManager(cfg)
 	if err != nil {
-		return nil, err
-	}
-	m := &managerProcess{cfg: cfg, cmd: cmd, in: in}
-	said := make(chan string, 1)
-	go func() {
-		line, _ := bufio.NewReader(out).ReadString('\n')
-		said <- strings.TrimSpace(line)
-	}()
-	if err := json.NewEncoder(in).Encode(cfg); err != nil {
-		m.kill()
 		return nil, err
 	}
 	select {
@@ -98,14 +98,40 @@ func startManager(ctx context.Context, cfg managerConfig) (*managerProcess, erro
 		err = fmt.Errorf("starting a manager of %s: %w", cfg.Product, ctx.Err())
 	}
 	if err == nil {
-		m.cc, err = dialSocket(cfg.Socket, products[cfg.Product].creds)
+		err = m.dial()
 	}
 	if err != nil {
 		m.kill()
 		return nil, err
 	}
-	m.op = products[cfg.Product].operator(m.cc)
 	return m, nil
+}
+
+// spawnManager starts the process. said is the one line that it says.
+func spawnManager(cfg managerConfig) (m *managerProcess, said <-chan string, err error) {
+	cmd, in, out, err := child("manager")
+	if err != nil {
+		return nil, nil, err
+	}
+	line := make(chan string, 1)
+	go func() { // ends with the process
+		text, _ := bufio.NewReader(out).ReadString('\n')
+		line <- strings.TrimSpace(text)
+	}()
+	m = &managerProcess{cfg: cfg, cmd: cmd, in: in}
+	if err := json.NewEncoder(in).Encode(cfg); err != nil {
+		m.kill()
+		return nil, nil, err
+	}
+	return m, line, nil
+}
+
+// dial reaches the manager's local socket.
+func (m *managerProcess) dial() (err error) {
+	if m.cc, err = dialSocket(m.cfg.Socket, products[m.cfg.Product].creds); err == nil {
+		m.op = products[m.cfg.Product].operator(m.cc)
+	}
+	return err
 }
 
 // kill ends the process at once, as kill -9 does, and waits.
@@ -114,6 +140,22 @@ func (m *managerProcess) kill() {
 		return
 	}
 	m.cmd.Process.Kill()
+	m.gone()
+}
+
+// stop ends the process in order, as an init system does, and waits.
+func (m *managerProcess) stop() {
+	m.cmd.Process.Signal(syscall.SIGTERM)
+	patience := time.AfterFunc(stopPatience, func() { m.cmd.Process.Kill() })
+	m.cmd.Wait()
+	patience.Stop()
+	m.gone()
+}
+
+// stopPatience is how long a manager may take to stop.
+const stopPatience = 30 * time.Second
+
+func (m *managerProcess) gone() {
 	m.cmd.Wait()
 	m.in.Close()
 	m.cmd = nil
@@ -122,9 +164,11 @@ func (m *managerProcess) kill() {
 	}
 }
 
-// dialSocket reaches a daemon's local socket. It connects when it is first used.
+// dialSocket reaches a daemon's local socket. It connects when it is first used, and tries again soon: gRPC's own second between tries
+// would be measured, too.
 func dialSocket(path string, creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
 	return grpc.NewClient("unix:"+path, grpc.WithTransportCredentials(creds),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: pollPeriod, Multiplier: 1, MaxDelay: pollPeriod}, MinConnectTimeout: 5 * time.Second}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(1<<28), grpc.WaitForReady(true)))
 }
 

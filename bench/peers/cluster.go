@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -219,4 +221,66 @@ func (c *cluster) write(ctx context.Context, name string, writes, clients int) (
 	}
 	wg.Wait()
 	return time.Since(start), context.Cause(ctx)
+}
+
+// restart starts a manager that has ended again, on what it left on its disk, and returns how long it took from the start of the process
+// until it had committed a write: by then it has opened its state with the unlock key, leads, and has applied all that was there.
+func (c *cluster) restart(ctx context.Context, i int, key []byte, name string) (time.Duration, error) {
+	p, cfg := products[c.product], c.managers[i].cfg
+	cfg.Again = true
+	if p.unlock == nil {
+		cfg.UnlockKey = key
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	start := time.Now()
+	m, said, err := spawnManager(cfg)
+	if err != nil {
+		return 0, err
+	}
+	c.managers[i] = m
+	go func() { // ends with the process
+		if line := <-said; line != "ready" {
+			cancel(fmt.Errorf("the manager: %s", line))
+		}
+	}()
+	soon := func(what string, ok func(context.Context) error) error {
+		if err != nil {
+			return err
+		}
+		err = await(ctx, what, restartPeriod, func(ctx context.Context) (bool, error) { err := ok(ctx); return err == nil, err })
+		return errors.Join(err, context.Cause(ctx))
+	}
+	err = soon("the manager listens on its socket", func(context.Context) error {
+		conn, err := net.Dial("unix", cfg.Socket) // gRPC's own tries would come a second apart
+		if err == nil {
+			conn.Close()
+		}
+		return err
+	})
+	if err == nil {
+		err = m.dial()
+	}
+	if p.unlock != nil {
+		err = soon("the manager takes the unlock key", func(ctx context.Context) error { return p.unlock(ctx, m.cc, key) })
+	}
+	try := 0
+	err = soon("the manager takes a write", func(ctx context.Context) error {
+		try++
+		_, err := m.op.write(ctx, fmt.Sprintf("%s-%d", name, try))
+		return err
+	})
+	return time.Since(start), err
+}
+
+// restartPeriod is how often a manager that starts is asked whether it is there.
+const restartPeriod = 2 * time.Millisecond
+
+// awaitSealed waits until the first manager's node key is not readable on its disk.
+func (c *cluster) awaitSealed(ctx context.Context) error {
+	path := filepath.Join(c.managers[0].cfg.Dir, products[c.product].keyFile)
+	return await(ctx, "the node key is sealed", 20*time.Millisecond, func(context.Context) (bool, error) {
+		b, err := os.ReadFile(path)
+		return len(b) > 0 && !bytes.Contains(b, []byte("BEGIN PRIVATE KEY")) && !bytes.Contains(b, []byte("BEGIN EC PRIVATE KEY")), err
+	})
 }

@@ -74,6 +74,10 @@ var works = []work{
 		{what: "secrets committed, 3 managers, 1 client", unit: "writes/s", more: true},
 		{what: "secrets committed, 3 managers, 64 clients", unit: "writes/s", more: true},
 	}, do: doWrite(3)},
+	{name: "restart", rows: []row{
+		{what: "locked manager killed and started until a write is taken", unit: "s"},
+		{what: "locked manager stopped and started until a write is taken", unit: "s"},
+	}, do: doRestart},
 	{name: "memory", rows: []row{{what: "memory of an idle agent, of 500", unit: "KiB"}}, do: doMemory},
 }
 
@@ -189,6 +193,59 @@ func doWrite(managers int) func(context.Context, string, string, func(int, float
 	}
 }
 
+// doRestart measures a manager's restart on its disk after kill -9, then after an order to stop. The nodes are gone by then, so that
+// only the manager is at work; no manager takes them for lost as soon as this.
+func doRestart(ctx context.Context, product, dir string, add func(int, float64)) error {
+	const nodes, tasks, secrets = 100, 10_000, 1000
+	c, err := newCluster(ctx, product, dir, 1)
+	if err != nil {
+		return err
+	}
+	defer c.close()
+	if _, err := c.join(ctx, nodes, 16); err != nil {
+		return err
+	}
+	if err := c.open(ctx); err != nil {
+		return err
+	}
+	key, err := c.op().autolock(ctx)
+	if err != nil {
+		return err
+	}
+	if err := c.awaitSealed(ctx); err != nil {
+		return err
+	}
+	if _, err := c.write(ctx, "state", secrets, 64); err != nil {
+		return err
+	}
+	id, _, err := c.service(ctx, "state", tasks, "")
+	if err != nil {
+		return err
+	}
+	c.managers[0].kill()
+	c.nodes.stop()
+	for i, end := range []func(){func() {}, func() { c.managers[0].stop() }} {
+		end()
+		took, err := c.restart(ctx, 0, key, fmt.Sprint("measured-", i))
+		if err != nil {
+			return err
+		}
+		running, err := c.op().running(ctx, id)
+		if err != nil {
+			return err
+		}
+		n, err := c.op().secrets(ctx)
+		if err != nil {
+			return err
+		}
+		if running != tasks || n != secrets+1+i {
+			return fmt.Errorf("after a restart %d tasks run, want %d, and there are %d secrets, want %d", running, tasks, n, secrets+1+i)
+		}
+		add(i, took.Seconds())
+	}
+	return nil
+}
+
 func doMemory(ctx context.Context, product, dir string, add func(int, float64)) error {
 	const nodes = 500
 	c, err := newCluster(ctx, product, dir, 1)
@@ -242,7 +299,7 @@ func run(ctx context.Context) error {
 	only := flag.String("only", "", "comma-separated names of what is measured (default: all)")
 	dir := flag.String("dir", os.TempDir(), "folder on a disk for what the managers keep")
 	svg := flag.String("svg", "peers.svg", "file for the chart; empty: none")
-	timeout := flag.Duration("timeout", 15*time.Minute, "for one measurement")
+	timeout := flag.Duration("timeout", 3*time.Minute, "for one measurement")
 	flag.Parse()
 	chosen := works
 	if *only != "" {

@@ -12,8 +12,12 @@ import (
 // product is what both are asked for. All times are taken by the harness, which is the same for both.
 type product struct {
 	title string
-	// manage starts a manager in this process and returns when it serves; it makes a cluster, or joins the one that cfg names.
-	manage func(ctx context.Context, cfg managerConfig) error
+	// manage runs a manager in this process until ctx ends, and calls ready when it serves; it makes a cluster, joins the one that
+	// cfg names, or goes on with what is there.
+	manage func(ctx context.Context, cfg managerConfig, ready func()) error
+	// unlock gives the key to a started manager by its local socket; nil: the key goes with managerConfig.
+	unlock  func(ctx context.Context, cc *grpc.ClientConn, key []byte) error
+	keyFile string // of a manager, below managerConfig.Dir
 	// creds are those that a manager's local socket wants.
 	creds credentials.TransportCredentials
 	// operator speaks to a manager by its local socket.
@@ -25,8 +29,8 @@ type product struct {
 // products are by their names; order is how tables show them.
 var (
 	products = map[string]product{
-		"warden":   {title: "Warden", manage: wardenManage, creds: insecure.NewCredentials(), operator: wardenOperator, join: wardenJoin},
-		"swarmkit": {title: "SwarmKit", manage: swarmManage, creds: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}), operator: swarmOperator, join: swarmJoin},
+		"warden":   {title: "Warden", manage: wardenManage, unlock: wardenUnlock, keyFile: "state/identity/node.key", creds: insecure.NewCredentials(), operator: wardenOperator, join: wardenJoin},
+		"swarmkit": {title: "SwarmKit", manage: swarmManage, keyFile: "state/certificates/swarm-node.key", creds: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}), operator: swarmOperator, join: swarmJoin},
 	}
 	order = []string{"warden", "swarmkit"}
 )
@@ -47,6 +51,10 @@ type operator interface {
 	tasks(ctx context.Context) (int, error)
 	// write commits a secret of a hundred bytes.
 	write(ctx context.Context, name string) (id string, err error)
+	// secrets returns how many secrets there are.
+	secrets(ctx context.Context) (int, error)
+	// autolock turns it on and returns the unlock key.
+	autolock(ctx context.Context) (key []byte, err error)
 }
 
 type clusterState struct {

@@ -20,45 +20,66 @@ import (
 )
 
 // swarmManage runs a node that is a manager, as the engine does.
-func swarmManage(ctx context.Context, cfg managerConfig) error {
+func swarmManage(ctx context.Context, cfg managerConfig, ready func()) error {
 	n, err := swarmnode.New(&swarmnode.Config{
 		Hostname: cfg.Hostname, StateDir: filepath.Join(cfg.Dir, "state"), ListenControlAPI: cfg.Socket, ListenRemoteAPI: cfg.Listen, AdvertiseRemoteAPI: cfg.Listen,
-		JoinAddr: cfg.Join, JoinToken: cfg.Token, Executor: newSwarmNoop(cfg.Hostname), Availability: swarmapi.NodeAvailabilityDrain,
+		JoinAddr: cfg.Join, JoinToken: cfg.Token, Executor: newSwarmNoop(cfg.Hostname), Availability: swarmapi.NodeAvailabilityDrain, UnlockKey: cfg.UnlockKey,
 	})
 	if err != nil {
 		return err
 	}
-	if err := n.Start(ctx); err != nil {
+	background := context.Background()
+	if err := n.Start(background); err != nil {
 		return err
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- n.Err(ctx) }()
+	go func() { ended <- n.Err(background) }()
 	select {
 	case <-n.Ready():
 		select {
 		case err := <-ended: // closed both
 			return fmt.Errorf("the node ended: %w", err)
 		default:
-			return nil
+			ready()
 		}
 	case err := <-ended:
 		return fmt.Errorf("the node ended: %w", err)
+	case <-ctx.Done():
+	}
+	select {
+	case err := <-ended:
+		return fmt.Errorf("the node ended: %w", err)
+	case <-ctx.Done():
+		return n.Stop(background)
 	}
 }
 
-type swarmOp struct{ ctl swarmapi.ControlClient }
+type swarmOp struct {
+	ctl swarmapi.ControlClient
+	ca  swarmapi.CAClient
+}
 
-func swarmOperator(cc *grpc.ClientConn) operator { return swarmOp{swarmapi.NewControlClient(cc)} }
+func swarmOperator(cc *grpc.ClientConn) operator {
+	return swarmOp{ctl: swarmapi.NewControlClient(cc), ca: swarmapi.NewCAClient(cc)}
+}
+
+func (o swarmOp) cluster(ctx context.Context) (*swarmapi.Cluster, error) {
+	reply, err := o.ctl.ListClusters(ctx, &swarmapi.ListClustersRequest{})
+	if err != nil {
+		return nil, err
+	}
+	if len(reply.Clusters) != 1 {
+		return nil, fmt.Errorf("%d clusters", len(reply.Clusters))
+	}
+	return reply.Clusters[0], nil
+}
 
 func (o swarmOp) token(ctx context.Context, manager bool) (string, error) {
-	reply, err := o.ctl.ListClusters(ctx, &swarmapi.ListClustersRequest{})
+	c, err := o.cluster(ctx)
 	if err != nil {
 		return "", err
 	}
-	if len(reply.Clusters) != 1 {
-		return "", fmt.Errorf("%d clusters", len(reply.Clusters))
-	}
-	all := reply.Clusters[0].RootCA.JoinTokens
+	all := c.RootCA.JoinTokens
 	if manager {
 		return all.Manager, nil
 	}
@@ -140,6 +161,31 @@ func (o swarmOp) write(ctx context.Context, name string) (string, error) {
 		return "", err
 	}
 	return reply.Secret.ID, nil
+}
+
+func (o swarmOp) secrets(ctx context.Context) (int, error) {
+	reply, err := o.ctl.ListSecrets(ctx, &swarmapi.ListSecretsRequest{})
+	if err != nil {
+		return 0, err
+	}
+	return len(reply.Secrets), nil
+}
+
+func (o swarmOp) autolock(ctx context.Context) ([]byte, error) {
+	c, err := o.cluster(ctx)
+	if err != nil {
+		return nil, err
+	}
+	spec := c.Spec
+	spec.EncryptionConfig.AutoLockManagers = true
+	if _, err := o.ctl.UpdateCluster(ctx, &swarmapi.UpdateClusterRequest{ClusterID: c.ID, Spec: &spec, ClusterVersion: &c.Meta.Version}); err != nil {
+		return nil, err
+	}
+	reply, err := o.ca.GetUnlockKey(ctx, &swarmapi.GetUnlockKeyRequest{})
+	if err != nil {
+		return nil, err
+	}
+	return reply.UnlockKey, nil
 }
 
 // swarmNode is one simulated node.

@@ -12,6 +12,7 @@ import (
 	mathrand "math/rand/v2"
 	"net"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,18 +23,20 @@ import (
 	"warden"
 	"warden/agent"
 	"warden/api"
+	"warden/autolock"
 	"warden/ca"
 	"warden/daemon"
 	"warden/door"
 	"warden/executor"
 	"warden/internal/collector"
+	"warden/internal/courier"
 	"warden/join"
 	"warden/manager"
 	"warden/tokens"
 )
 
 // wardenManage runs the daemon, as `warden run` does, and has it init or join, as wardenctl does.
-func wardenManage(ctx context.Context, cfg managerConfig) error {
+func wardenManage(ctx context.Context, cfg managerConfig, ready func()) error {
 	collector.Tune(ctx)
 	ended := make(chan error, 1)
 	go func() {
@@ -42,14 +45,18 @@ func wardenManage(ctx context.Context, cfg managerConfig) error {
 			Executor: &wardenNoop{}, Logger: slog.New(slog.DiscardHandler),
 		})
 	}()
-	done := make(chan error, 1)
-	go func() { done <- wardenBegin(ctx, cfg) }()
+	begun := make(chan error, 1)
+	go func() { begun <- wardenBegin(ctx, cfg) }()
 	select {
 	case err := <-ended:
 		return err
-	case err := <-done:
-		return err
+	case err := <-begun:
+		if err != nil {
+			return err
+		}
+		ready()
 	}
+	return <-ended
 }
 
 func wardenBegin(ctx context.Context, cfg managerConfig) error {
@@ -59,11 +66,30 @@ func wardenBegin(ctx context.Context, cfg managerConfig) error {
 	}
 	defer cc.Close()
 	local := api.NewLocalClient(cc)
-	if cfg.Join == "" {
+	switch {
+	case cfg.Again:
+	case cfg.Join == "":
 		_, err = local.Init(ctx, &api.InitRequest{Advertise: cfg.Listen})
-	} else {
+	default:
 		_, err = local.Join(ctx, &api.LocalJoinRequest{Token: cfg.Token, Addresses: []string{cfg.Join}, Advertise: cfg.Listen,
 			Availability: api.Availability_AVAILABILITY_DRAIN})
+	}
+	return err
+}
+
+// wardenUnlock does what `wardenctl swarm unlock` does.
+func wardenUnlock(ctx context.Context, cc *grpc.ClientConn, key []byte) error {
+	local := api.NewLocalClient(cc)
+	info, err := local.Info(ctx, &api.InfoRequest{})
+	if err != nil {
+		return err
+	}
+	if len(info.UnlockInbox) == 0 {
+		return fmt.Errorf("the manager is %s, and wants no unlock key", info.State)
+	}
+	sealed, err := courier.Seal(info.UnlockInbox, key)
+	if err == nil {
+		_, err = local.Unlock(ctx, &api.UnlockRequest{SealedKey: sealed})
 	}
 	return err
 }
@@ -130,6 +156,24 @@ func (o wardenOp) write(ctx context.Context, name string) (string, error) {
 	rand.Read(data)
 	reply, err := o.ctl.CreateSecret(ctx, &api.CreateSecretRequest{Name: name, Data: data})
 	return reply.GetId(), err
+}
+
+func (o wardenOp) secrets(ctx context.Context) (int, error) {
+	reply, err := o.ctl.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_SECRET})
+	return len(reply.GetObjects()), err
+}
+
+func (o wardenOp) autolock(ctx context.Context) (text []byte, err error) {
+	key, err := autolock.NewUnlockKey()
+	if err != nil {
+		return nil, err
+	}
+	on, to := true, key.Recipient()
+	if _, err := o.ctl.UpdateCluster(ctx, &api.UpdateClusterRequest{Autolock: &on, UnlockRecipient: to[:]}); err != nil {
+		return nil, err
+	}
+	err = key.Text().Use(func(b []byte) error { text = slices.Clone(b); return nil })
+	return text, err
 }
 
 // wardenNode is one simulated node.
