@@ -8,7 +8,7 @@
 //
 // A package that makes beds calls Main first in its TestMain:
 //
-//	func TestMain(m *testing.M) { bed.Main(); os.Exit(m.Run()) }
+//	func TestMain(m *testing.M) { bed.Main(); leaktest.Main(m) }
 //
 // It does not simulate time. What the kernel draws (which packets a lossy path loses) a seed does not reproduce.
 package bed
@@ -224,14 +224,21 @@ func (b *Bed) Networks() (ids []string) {
 	return ids
 }
 
-// Cgroups returns the directories that the daemons of the bed in dir made for their tasks: one for each controller and state
-// directory, whose hash is in its name (executor/process).
+// Cgroups returns the directories that the daemons of the bed in dir made for their tasks, one for each controller and state
+// directory, whose hash is in its name (executor/process), and those of its engines.
 func Cgroups(dir string) (all []string) {
 	states, _ := filepath.Glob(filepath.Join(dir, "*", "state"))
 	for _, state := range states {
 		sum := sha256.Sum256([]byte(filepath.Join(state, "tasks")))
 		found, _ := filepath.Glob("/sys/fs/cgroup/*/warden-" + hex.EncodeToString(sum[:6]))
 		all = append(all, found...)
+	}
+	engines, _ := filepath.Glob(filepath.Join(dir, "*", engineDir))
+	for _, e := range engines {
+		for _, pattern := range []string{"/sys/fs/cgroup/*/", "/sys/fs/cgroup/"} {
+			found, _ := filepath.Glob(pattern + engineCgroup(e))
+			all = append(all, found...)
+		}
 	}
 	return all
 }

@@ -31,9 +31,15 @@ type Host struct {
 	port             string // of the bridge, where the host is; guarded by b.mu, as is what follows
 	isRelayed        bool   // it is not at the bridge itself, but at a relay
 	hasOwnDisk       bool
-	args             []string
-	pid              int           // of the daemon, in the host
-	ended            chan struct{} // closed when the daemon has ended; nil before its first start
+	args, env        []string // of the daemon
+	daemon           program
+	engine           *engine // nil without one
+}
+
+// program is one that a host runs, and starts again.
+type program struct {
+	pid   int           // in the host
+	ended chan struct{} // closed when it has ended; nil before its first start
 }
 
 // Option changes a host.
@@ -146,17 +152,22 @@ func (b *Bed) Cluster(managers, workers int, options ...Option) (m, w []*Host) {
 		names = append(names, fmt.Sprintf("w%d", i+1))
 	}
 	all := b.Hosts(names, options...)
-	m, w = all[:managers], all[managers:]
+	b.Form(all[:managers], all[managers:])
+	return all[:managers], all[managers:]
+}
+
+// Form makes a cluster of hosts whose daemons run, and returns when all are ready.
+func (b *Bed) Form(m, w []*Host) {
+	b.t.Helper()
 	m[0].Ctl("swarm", "init")
 	manager, worker := m[0].Token("manager"), m[0].Token("worker")
-	at := make([]*Host, len(all))
+	at := make([]*Host, len(m)+len(w))
 	for i := range at {
-		at[i] = m[b.Rand.IntN(managers)]
+		at[i] = m[b.Rand.IntN(len(m))]
 	}
-	b.parallel(managers-1, func(i int) error { return m[i+1].join(manager, m[0]) })
-	b.parallel(workers, func(i int) error { return w[i].join(worker, at[managers+i], m[0]) })
-	b.AwaitReady(m[0], len(all))
-	return m, w
+	b.parallel(len(m)-1, func(i int) error { return m[i+1].join(manager, m[0]) })
+	b.parallel(len(w), func(i int) error { return w[i].join(worker, at[len(m)+i], m[0]) })
+	b.AwaitReady(m[0], len(m)+len(w))
 }
 
 // AwaitReady waits until n nodes show as ready at h.
@@ -195,7 +206,7 @@ func (h *Host) start() error {
 			return nil
 		}
 		select {
-		case <-h.ended:
+		case <-h.daemon.ended:
 			log, _ := os.ReadFile(h.Log)
 			return fmt.Errorf("the daemon of %s ended at its start:\n%s", h.Name, log[max(0, len(log)-2000):])
 		case <-deadline:
@@ -219,36 +230,66 @@ func (h *Host) startOnly() error {
 	}
 	argv := append([]string{"warden", "run", "--state-dir", h.state, "--socket", h.sock, "--listen", h.Address(), "--hostname", h.Name,
 		"--log-level", "debug", "--executor", "process"}, h.args...)
-	h.b.note("start %s", h.Name)
-	if err := h.ns.client.Call("Holder.Start", Program{Path: filepath.Join(h.b.bin, "warden"), Argv: argv, Env: []string{h.clock.env()}, Log: h.Log}, &h.pid); err != nil {
+	if h.engine != nil && h.engine.ended == nil {
+		if err := h.startEngine(); err != nil {
+			return err
+		}
+	}
+	return h.daemon.start(h, "the daemon", Program{Path: filepath.Join(h.b.bin, "warden"), Argv: argv, Env: append(h.env, h.clock.env()), Log: h.Log})
+}
+
+func (h *Host) isRunning() bool { return h.daemon.isRunning() }
+
+// start starts the program; what says which.
+func (p *program) start(h *Host, what string, how Program) error {
+	h.b.note("start %s: %s", h.Name, what)
+	if err := h.ns.client.Call("Holder.Start", how, &p.pid); err != nil {
 		return err
 	}
-	ended, pid := make(chan struct{}), h.pid
-	h.ended = ended
-	go func() { // ends with the daemon, or its host
+	ended, pid := make(chan struct{}), p.pid
+	p.ended = ended
+	go func() { // ends with the program, or its host
 		var status syscall.WaitStatus
 		if err := h.ns.client.Call("Holder.Wait", pid, &status); err == nil {
-			h.b.note("the daemon of %s ended: status %#x", h.Name, int(status))
+			h.b.note("%s of %s ended: status %#x", what, h.Name, int(status))
 		}
 		close(ended)
 	}()
 	return nil
 }
 
-func (h *Host) isRunning() bool {
-	if h.ended == nil {
+func (p *program) isRunning() bool {
+	if p.ended == nil {
 		return false
 	}
 	select {
-	case <-h.ended:
+	case <-p.ended:
 		return false
 	default:
 		return true
 	}
 }
 
+func (p *program) signal(h *Host, what string, s syscall.Signal) {
+	h.b.t.Helper()
+	h.b.note("%s to %s of %s", s, what, h.Name)
+	if err := h.ns.client.Call("Holder.Kill", Signal{PID: p.pid, Signal: s}, nil); err != nil {
+		h.b.t.Errorf("%s to %s of %s: %v", s, what, h.Name, err)
+	}
+}
+
+func (p *program) end(h *Host, what string, s syscall.Signal) {
+	h.b.t.Helper()
+	p.signal(h, what, s)
+	select {
+	case <-p.ended:
+	case <-time.After(time.Minute):
+		h.b.t.Fatalf("%s of %s does not end after %s", what, h.Name, s)
+	}
+}
+
 // Ended is closed when the daemon's process has ended.
-func (h *Host) Ended() <-chan struct{} { return h.ended }
+func (h *Host) Ended() <-chan struct{} { return h.daemon.ended }
 
 // Kill ends the daemon by SIGKILL and waits. Its tasks go on.
 func (h *Host) Kill() { h.b.t.Helper(); h.end(syscall.SIGKILL) }
@@ -262,23 +303,9 @@ func (h *Host) Pause() { h.b.t.Helper(); h.signal(syscall.SIGSTOP) }
 // Resume lets a paused daemon go on.
 func (h *Host) Resume() { h.b.t.Helper(); h.signal(syscall.SIGCONT) }
 
-func (h *Host) signal(s syscall.Signal) {
-	h.b.t.Helper()
-	h.b.note("%s to %s", s, h.Name)
-	if err := h.ns.client.Call("Holder.Kill", Signal{PID: h.pid, Signal: s}, nil); err != nil {
-		h.b.t.Errorf("%s to %s: %v", s, h.Name, err)
-	}
-}
+func (h *Host) signal(s syscall.Signal) { h.b.t.Helper(); h.daemon.signal(h, "the daemon", s) }
 
-func (h *Host) end(s syscall.Signal) {
-	h.b.t.Helper()
-	h.signal(s)
-	select {
-	case <-h.ended:
-	case <-time.After(time.Minute):
-		h.b.t.Fatalf("the daemon of %s does not end after %s", h.Name, s)
-	}
-}
+func (h *Host) end(s syscall.Signal) { h.b.t.Helper(); h.daemon.end(h, "the daemon", s) }
 
 // Run runs a program in the host, and returns what it printed. Errors: it cannot be started, or ended with another status
 // than 0.

@@ -27,6 +27,15 @@ func traced(t *testing.T) (dir string, processes []string) {
 	m.Ctl("swarm", "init", "--availability", "active")
 	m.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
 	awaitTasks(t, m, "app", 1)
+	processes = processesOf(b)
+	if len(processes) < 5 { // two that hold namespaces, the daemon, the task and what it runs under
+		t.Errorf("processes of a bed with a task = %s", processes)
+	}
+	return b.Dir, processes
+}
+
+// processesOf returns the processes that are in the networks of a bed.
+func processesOf(b *bed.Bed) (processes []string) {
 	networks := b.Networks()
 	found, _ := filepath.Glob("/proc/[0-9]*")
 	for _, proc := range found {
@@ -35,10 +44,7 @@ func traced(t *testing.T) (dir string, processes []string) {
 			processes = append(processes, proc+"@"+started(proc))
 		}
 	}
-	if len(processes) < 5 { // two that hold namespaces, the daemon, the task and what it runs under
-		t.Errorf("processes of a bed with a task = %s", processes)
-	}
-	return b.Dir, processes
+	return processes
 }
 
 // started returns when a process was started, "" if it is not there.

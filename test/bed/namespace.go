@@ -128,10 +128,11 @@ type Signal struct {
 	Signal syscall.Signal
 }
 
-// Disk is a tmpfs of Bytes at Path.
+// Disk is a tmpfs of Bytes at Path, which is made if need be where Make says so.
 type Disk struct {
 	Path  string
 	Bytes int
+	Make  bool
 }
 
 // hold serves until the test process has ended or closes.
@@ -217,6 +218,11 @@ func (h *Holder) OwnMounts(int, *int) error {
 
 // Mount mounts a disk.
 func (h *Holder) Mount(d Disk, _ *int) error {
+	if d.Make {
+		if err := os.MkdirAll(d.Path, 0o700); err != nil {
+			return err
+		}
+	}
 	if err := unix.Mount("disk", d.Path, "tmpfs", 0, fmt.Sprintf("size=%d,mode=0700", d.Bytes)); err != nil {
 		return fmt.Errorf("mounting %s: %w", d.Path, err)
 	}
