@@ -70,6 +70,7 @@ func newCluster(t *testing.T, seed func(*cluster) []*api.Object) *cluster {
 		},
 		Report:  c.report,
 		MayPush: func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.lease },
+		Refused: func(string, error) {},
 		Managers: func() *api.ManagerList {
 			return &api.ManagerList{Managers: []*api.ManagerInfo{{NodeId: node.Id, Address: "192.0.2.1:2377"}}, Index: c.store.View().Index()}
 		},

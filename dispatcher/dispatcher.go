@@ -57,6 +57,7 @@ type Config struct {
 	Report   func(ctx context.Context, reports []*api.NodeTaskReport) error                                                     // hands states of tasks to the leader
 	MayPush  func() bool                                                                                                        // the lease: while false, nothing is sent to nodes
 	Managers func() *api.ManagerList                                                                                            // what nodes are told of managers
+	Refused  func(nodeID string, err error)                                                                                     // told of what a node says that is not its to say; it goes on
 	Logger   *slog.Logger
 }
 

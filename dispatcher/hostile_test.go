@@ -135,6 +135,9 @@ func TestReportsOfOthers(t *testing.T) {
 		if len(reports) == 0 || reports[len(reports)-1].Report.Status.State != api.TaskState_TASK_RUNNING {
 			t.Errorf("reports = %v, want running last", reports)
 		}
+		if m.refused != 1 || m.log.count("ignored report of node") != 1 {
+			t.Errorf("%d reports were refused, want that of another's task", m.refused)
+		}
 	})
 }
 

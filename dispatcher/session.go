@@ -244,7 +244,7 @@ func (s *session) checkRenewal() {
 }
 
 // warnings are what a session warns of once.
-type warnings struct{ skew, description bool }
+type warnings struct{ skew, description, report bool }
 
 // describe asks the node what it is.
 func (s *session) describe(ctx context.Context) error {
@@ -445,7 +445,17 @@ func (s *session) news(reports []*api.TaskReport) (news []*api.TaskReport) {
 	defer s.mu.Unlock()
 	for _, r := range reports {
 		state := r.GetStatus().GetState()
-		if !reportable(state) || state <= s.told[r.GetTaskId()].GetStatus().GetState() || v.Task(r.GetTaskId()).GetNodeId() != s.peer.NodeID {
+		of := v.Task(r.GetTaskId()).GetNodeId()
+		if of != "" && of != s.peer.NodeID { // of a task that is gone an honest node may still speak
+			err := warden.Errorf(warden.CodeDenied, "taking a report", "task %s is another node's", r.GetTaskId())
+			s.d.cfg.Refused(s.peer.NodeID, err)
+			if !s.warned.report {
+				s.d.cfg.Logger.Warn("ignored report of node", "node_id", s.peer.NodeID, "error", err)
+				s.warned.report = true
+			}
+			continue
+		}
+		if !reportable(state) || state <= s.told[r.GetTaskId()].GetStatus().GetState() || of == "" {
 			continue
 		}
 		r = clipReport(r)

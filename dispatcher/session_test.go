@@ -131,6 +131,7 @@ type manager struct {
 	mu      sync.Mutex // guards the fields below
 	reports []*api.NodeTaskReport
 	refuse  int  // reports to refuse
+	refused int  // what nodes said that was not theirs to say
 	held    bool // without the lease
 	opened  []sensitive.Bytes
 	issued  []time.Time
@@ -196,6 +197,7 @@ func newManager(t *testing.T, objects ...*api.Object) *manager {
 		},
 		MayPush:  func() bool { m.mu.Lock(); defer m.mu.Unlock(); return !m.held },
 		Managers: func() *api.ManagerList { return &api.ManagerList{} },
+		Refused:  func(string, error) { m.mu.Lock(); defer m.mu.Unlock(); m.refused++ },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -114,6 +114,7 @@ func Start(cfg Config) (*Manager, error) {
 			"another program has it, or the address is not on this host: choose another with --listen")
 	}
 	m.transport = rafttransport.New(cfg.NodeID, m.dialRaft, cfg.Logger.With("part", "raft"))
+	m.transport.Refused = func(_ string, err error) { m.counts.refusal(warden.DoorRaft, err) }
 	m.store, err = store.Open(storeConfig(cfg, m.transport))
 	if err != nil {
 		listener.Close()
@@ -123,7 +124,7 @@ func Start(cfg Config) (*Manager, error) {
 	m.peers = newPeers(m)
 	m.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: cfg.NodeID, Store: m.store, Open: m.openSecret, Issue: m.issue, Report: m.reportTasks, MayPush: m.mayPush,
-		Managers: m.Managers, Logger: cfg.Logger.With("part", "dispatcher"),
+		Managers: m.Managers, Refused: func(_ string, err error) { m.counts.refusal(warden.DoorNode, err) }, Logger: cfg.Logger.With("part", "dispatcher"),
 	})
 	m.control = control.New(control.Config{
 		NodeID: cfg.NodeID, ClusterID: cfg.ClusterID, Store: m.store, Forward: m.forward, Cluster: m, Address: Address, Facts: cfg.Facts, Logger: cfg.Logger.With("part", "control"),
@@ -138,7 +139,8 @@ func Start(cfg Config) (*Manager, error) {
 func (m *Manager) run(ctx context.Context, listener net.Listener) {
 	defer close(m.done)
 	peerListener := door.NewListener()
-	peerServer := grpc.NewServer(grpc.Creds(door.Credentials()), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax))
+	peerServer := grpc.NewServer(grpc.Creds(door.Credentials()), grpc.MaxRecvMsgSize(warden.MessageMax), grpc.MaxSendMsgSize(warden.MessageMax),
+		grpc.MaxConcurrentStreams(peerCallsMax), grpc.MaxHeaderListSize(8<<10), grpc.ConnectionTimeout(warden.HandshakeTimeout), grpc.StatsHandler(peerStats{m}))
 	api.RegisterPeerServer(peerServer, &peerService{m: m})
 	joins := &join.Server{Admit: m.admit, Token: m.token, Limiter: m.limiter, Logger: m.logger.With("part", "join")}
 	m.doors = door.New(door.Config{
@@ -489,7 +491,10 @@ func (m *Manager) commitKey(ctx context.Context, c *door.Conn, up <-chan struct{
 	}
 }
 
-// serveNode runs the session of a node that dialled in.
+// breaches are what a session ends with that does not just close: its node broke the protocol, or fell silent.
+var breaches = map[warden.Code]bool{warden.CodeInvalid: true, warden.CodeTooLarge: true, warden.CodeLimited: true, warden.CodeTimeout: true}
+
+// serveNode runs the session of a node that dialled in. One that never came to be counts as refused, as does what a removed node gets.
 func (m *Manager) serveNode(ctx context.Context, c *door.Conn) {
 	p := dispatcher.Peer{
 		NodeID: c.ID.NodeID, Zone: c.ID.Zone, KeyHash: c.ID.KeyHash, NotBefore: c.ID.NotBefore, NotAfter: c.ID.NotAfter,
@@ -497,12 +502,19 @@ func (m *Manager) serveNode(ctx context.Context, c *door.Conn) {
 	}
 	p.Tombstone = m.store.View().Tombstone(p.NodeID)
 	up := make(chan struct{})
-	p.Up = func() { close(up) }
+	served := false
+	p.Up = func() { served = true; close(up) }
 	if p.Tombstone == nil {
 		go m.commitKey(ctx, c, up) // ends with ctx at the latest
 	}
-	if err := m.dispatcher.Serve(ctx, c, p); err != nil && ctx.Err() == nil {
-		m.logger.Info("session ended", "node_id", p.NodeID, "reason", err)
+	err := m.dispatcher.Serve(ctx, c, p)
+	if cause := context.Cause(ctx); cause == nil || warden.CodeOf(cause) == warden.CodeUnavailable { // just closed, and not cut by the door
+		if !served { // else the dispatcher has logged its end
+			m.logger.Info("refused a session", "node_id", p.NodeID, "reason", err)
+		}
+		if !served || breaches[warden.CodeOf(err)] {
+			m.counts.refusal(warden.DoorNode, err)
+		}
 	}
 	m.askReport()
 }

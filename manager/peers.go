@@ -8,6 +8,9 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 
 	"warden"
 	"warden/api"
@@ -155,7 +158,32 @@ func (s *peerService) caller(ctx context.Context) (ca.Identity, error) {
 	if err != nil {
 		return id, err
 	}
-	return id, warden.Recode(warden.CodeUnavailable, "", judge(s.m.store.View(), warden.DoorPeer, id, true, true))
+	err = judge(s.m.store.View(), warden.DoorPeer, id, true, true)
+	s.m.counts.refusal(warden.DoorPeer, err)
+	return id, warden.Recode(warden.CodeUnavailable, "", err)
+}
+
+// peerCallsMax bounds the calls of a manager at once. Calls beyond it wait; logs that are followed hold one each.
+const peerCallsMax = 4096
+
+// peerStats counts the calls that gRPC refuses before a method has them: too large, or not to be read.
+type peerStats struct{ m *Manager }
+
+func (peerStats) TagRPC(ctx context.Context, _ *stats.RPCTagInfo) context.Context   { return ctx }
+func (peerStats) TagConn(ctx context.Context, _ *stats.ConnTagInfo) context.Context { return ctx }
+func (peerStats) HandleConn(context.Context, stats.ConnStats)                       {}
+func (p peerStats) HandleRPC(_ context.Context, s stats.RPCStats) {
+	end, ok := s.(*stats.End)
+	if !ok || end.Error == nil {
+		return
+	}
+	switch st, _ := status.FromError(end.Error); {
+	case len(st.Details()) > 0: // a method's own word
+	case st.Code() == codes.ResourceExhausted:
+		p.m.counts.refusal(warden.DoorPeer, warden.Errorf(warden.CodeTooLarge, "", ""))
+	case st.Code() == codes.Internal:
+		p.m.counts.refusal(warden.DoorPeer, warden.Errorf(warden.CodeInvalid, "", ""))
+	}
 }
 
 // Forward runs a call here. The calling manager vouches for the caller, whom it names; it is on record as the way.

@@ -60,7 +60,7 @@ var families = []family{
 	{name: "warden_manager_lease", help: "Whether this manager is so close to the leader that it may send to nodes.", kind: gauge, read: manager(func(m *api.ManagerFacts) float64 { return truth(m.Lease) })},
 	{name: "warden_manager_sessions", help: "Sessions of nodes that this manager holds.", kind: gauge, read: manager(func(m *api.ManagerFacts) float64 { return float64(m.Sessions) })},
 	{name: "warden_manager_alarms", help: "Nodes of which this manager saw a certificate with another key than the recorded one in the last 15 minutes.", kind: gauge, read: manager(func(m *api.ManagerFacts) float64 { return float64(m.Alarms) })},
-	{name: "warden_door_refusals_total", help: "Connections and requests to join that were refused, by door and code; door none is before one was chosen.", kind: counter, labels: []string{"door", "code"},
+	{name: "warden_door_refusals_total", help: "Connections, and what came over them, that were refused, by door and code; door none is before one was chosen.", kind: counter, labels: []string{"door", "code"},
 		read: func(f *api.Facts, set func(float64, ...string)) {
 			for _, r := range f.GetManager().GetRefusals() {
 				set(float64(r.Count), r.Door, r.Code)

@@ -9,10 +9,10 @@
 //     sender, are the peer of the connection that it came on: on the consumer channel and on the heartbeat fast path, for every kind
 //     of call. Otherwise it gets an error, and the connection is closed.
 //   - What raft would end the process over (a configuration that does not decode, an empty entry, a kind of entry of old
-//     versions) is refused likewise.
+//     versions) is refused likewise, and so is a call that is longer than any of ours.
 //
 // Trust: an authenticated manager may say what it likes in raft's own terms, as raft trusts its members; it cannot say so in another's
-// name. Lengths within a call are bounded by what raft's decoder reads from the connection, not by a limit of our own.
+// name. Lengths within a call are bounded by what raft's decoder reads from the connection, and that by callBytesMax.
 //
 // References: hashicorp/raft v1.8, net_transport.go (wire format, pooling, pipelining, of which all is reused here).
 package rafttransport
@@ -35,11 +35,18 @@ const (
 	Timeout = 5 * time.Second
 	// connsPerPeer is how many idle connections to one peer are kept: replication, heartbeats and votes.
 	connsPerPeer = 3
+	// callBytesMax bounds a call, a snapshot's content aside: above the longest append, which is 128 entries (package store) of
+	// warden.CommandBytes. raft's decoder has no bound of its own.
+	callBytesMax = 160 * warden.CommandBytes
 )
 
 // Transport is a raft.Transport, raft.WithPreVote and raft.WithClose. All methods are safe for concurrent use.
 type Transport struct {
+	// Refused is told once of each connection that is ended for what came on it; nil: nobody is. Set it before the first Serve.
+	Refused func(nodeID string, err error)
+
 	localID  string
+	callMax  int64 // callBytesMax, but in tests
 	logger   *slog.Logger
 	out      *raft.NetworkTransport // calls out; accepts nothing
 	stream   *dialer
@@ -63,6 +70,7 @@ var (
 func New(localID string, dial func(ctx context.Context, nodeID string) (net.Conn, error), logger *slog.Logger) *Transport {
 	t := &Transport{
 		localID:  localID,
+		callMax:  callBytesMax,
 		logger:   logger,
 		stream:   newDialer(localID, dial),
 		consumer: make(chan raft.RPC),

@@ -22,7 +22,7 @@ func (t *Transport) Serve(conn net.Conn, peerID string) {
 	t.mu.Unlock()
 	defer t.serving.Done()
 
-	c := newInConn(conn)
+	c := newInConn(conn, t.callMax)
 	in := network(inListener{c}, t.logger)
 	defer in.Close()
 	s := &session{t: t, conn: c, peerID: peerID}
@@ -32,6 +32,9 @@ func (t *Transport) Serve(conn net.Conn, peerID string) {
 		case rpc := <-in.Consumer():
 			s.forward(rpc)
 		case <-c.done:
+			if err := c.ended(); err != nil {
+				s.refused(err)
+			}
 			return
 		case <-t.closed:
 			in.Close()
@@ -87,14 +90,22 @@ func (s *session) admit(rpc raft.RPC) bool {
 		err = warden.Errorf(warden.CodeDenied, "checking raft call", "an earlier call on this connection was refused")
 	}
 	if err == nil {
+		s.conn.allow(rpc.Command)
 		return true
 	}
 	if !s.conn.isRefused() {
-		s.t.logger.Error("refused raft call", "node_id", s.peerID, "err", err)
+		s.refused(err)
 	}
 	s.conn.refuse()
 	rpc.Respond(nil, err)
 	return false
+}
+
+func (s *session) refused(err error) {
+	s.t.logger.Error("refused raft call", "node_id", s.peerID, "err", err)
+	if s.t.Refused != nil {
+		s.t.Refused(s.peerID, err)
+	}
 }
 
 // check compares who sent the command, by its header and by the older field, with the peer of the connection, and refuses what

@@ -3,6 +3,7 @@ package rafttransport
 import (
 	"context"
 	"io"
+	"math"
 	"net"
 	"sync"
 	"time"
@@ -97,12 +98,16 @@ type inConn struct {
 
 	stopOnce, doneOnce sync.Once
 
-	mu      sync.Mutex // guards refused; held for moments only
+	callMax int64 // bytes of a call
+
+	mu      sync.Mutex // guards all below; held for moments only
 	refused bool
+	left    int64 // that may be read until the next call is admitted
+	broken  bool  // the connection itself failed, or ended
 }
 
-func newInConn(conn net.Conn) *inConn {
-	c := &inConn{Conn: conn, accept: make(chan net.Conn, 1), stop: make(chan struct{}), done: make(chan struct{})}
+func newInConn(conn net.Conn, callMax int64) *inConn {
+	c := &inConn{Conn: conn, accept: make(chan net.Conn, 1), stop: make(chan struct{}), done: make(chan struct{}), callMax: callMax, left: callMax}
 	c.accept <- c
 	return c
 }
@@ -120,12 +125,61 @@ func (c *inConn) isRefused() bool {
 	return c.refused
 }
 
+// allow lets the next call be read, and before it the snapshot that follows a call to install one.
+func (c *inConn) allow(command any) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left = c.callMax
+	if s, ok := command.(*raft.InstallSnapshotRequest); ok {
+		c.left += min(s.Size, math.MaxInt64-c.left)
+	}
+}
+
+// ended says what was wrong with what came, where that is why raft's transport is through with the connection; nil where the connection failed,
+// or a call was refused.
+func (c *inConn) ended() error {
+	const op = "reading raft call"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	select {
+	case <-c.stop:
+		return nil
+	default:
+	}
+	switch {
+	case c.refused || c.broken:
+		return nil
+	case c.left <= 0:
+		return warden.Errorf(warden.CodeTooLarge, op, "it is longer than %d bytes", c.callMax)
+	}
+	return warden.Errorf(warden.CodeInvalid, op, "it does not decode")
+}
+
 // Read implements net.Conn.
 func (c *inConn) Read(b []byte) (int, error) {
-	if c.isRefused() {
+	c.mu.Lock()
+	refused, left := c.refused, c.left
+	c.mu.Unlock()
+	if refused || left <= 0 {
 		return 0, io.EOF
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b[:min(int64(len(b)), left)])
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.left -= int64(n)
+	c.broken = c.broken || err != nil
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *inConn) Write(b []byte) (int, error) {
+	n, err := c.Conn.Write(b)
+	if err != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.broken = true
+	}
+	return n, err
 }
 
 // Close implements net.Conn. raft's transport calls it last of all.
