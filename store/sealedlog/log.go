@@ -89,6 +89,9 @@ func Open(dir, clusterID, nodeID string, s Sealer, logger *slog.Logger) (*Log, e
 	}
 	start := time.Now()
 	entries, err := l.open()
+	if err == nil {
+		err = l.settle()
+	}
 	if err != nil {
 		l.Close()
 		return nil, err
@@ -101,6 +104,12 @@ func Open(dir, clusterID, nodeID string, s Sealer, logger *slog.Logger) (*Log, e
 	}
 	logger.Info("opened raft log", "path", l.path, "entries", entries, "took", time.Since(start))
 	return l, nil
+}
+
+// settle makes durable what there is: a process that was killed before a sync left what is read now, and power loss could take back. It
+// is counted on from now on, above all by the leader that hears how far this log reaches.
+func (l *Log) settle() error {
+	return errors.Join(warden.Recode(warden.CodeInternal, "syncing "+l.path, l.file.Sync()), syncDir(filepath.Dir(l.path)))
 }
 
 // create makes an empty file under another name and renames it, so that log.db is whole or not there: a file of no bytes is

@@ -44,39 +44,64 @@ const (
 )
 
 // Kept returns the tree after the first n operations with nothing lost: what a process that is killed leaves.
-func (r *Record) Kept(n int) Tree { return r.tree(n, nil) }
+func (r *Record) Kept(n int) Tree {
+	d := r.disk()
+	d.do(r.Ops[:n], 0, nil)
+	return d.tree()
+}
 
-// States calls for each distinct tree that a loss of power may leave after any operation from the from-th on, with the highest number of
-// operations that can have come before it: the more a process had been told was done, the more must be there. seed draws the
-// combinations where there are too many to try all.
-func (r *Record) States(from int, seed uint64) iter.Seq[State] {
+// Points returns after how many operations, from or more, power can be lost in a way of its own.
+func (r *Record) Points(from int) (points []int) {
+	for n := from; n <= len(r.Ops); n++ {
+		if n < len(r.Ops) && r.Ops[n].Kind == Note {
+			continue // the same trees come again after the note, and promise more
+		}
+		if n > from && (r.Ops[n-1].Kind == Sync || r.Ops[n-1].Kind == DataSync) {
+			continue // all that it can leave could be there before it
+		}
+		points = append(points, n)
+	}
+	return points
+}
+
+// States returns each distinct tree that a loss of power may leave at the points, with the highest of them where that can be: the
+// more a process had been told was done, the more must be there. seed draws the combinations where there are too many to try all.
+func (r *Record) States(points []int, seed uint64) iter.Seq[State] {
+	type made struct {
+		ops     int
+		pending []piece
+		fates   map[piece]fate
+	}
+	rng := rand.New(rand.NewPCG(seed, 0))
+	states, order := map[[32]byte]made{}, [][32]byte(nil)
+	base, done := r.disk(), 0 // what is durable before the first piece that is not
+	for _, n := range points {
+		pending := r.pending(n)
+		first := n
+		if len(pending) > 0 {
+			first = pending[0].op
+		}
+		if first < done {
+			base, done = r.disk(), 0
+		}
+		base.do(r.Ops[done:first], done, nil)
+		done = first
+		for _, fates := range combinations(r, pending, rng) {
+			d := base.clone()
+			d.do(r.Ops[first:n], first, fates)
+			sum := d.sum()
+			if _, ok := states[sum]; !ok {
+				order = append(order, sum)
+			}
+			states[sum] = made{n, pending, fates}
+		}
+	}
 	return func(yield func(State) bool) {
-		rng := rand.New(rand.NewPCG(seed, 0))
-		type made struct {
-			ops     int
-			pending []piece
-			fates   map[piece]fate
-		}
-		states, order := map[[32]byte]made{}, [][32]byte(nil)
-		for n := from; n <= len(r.Ops); n++ {
-			if n < len(r.Ops) && r.Ops[n].Kind == Note {
-				continue // the same trees come again after the note, and promise more
-			}
-			if n > from && (r.Ops[n-1].Kind == Sync || r.Ops[n-1].Kind == DataSync) {
-				continue // all that it can leave could be there before it
-			}
-			pending := r.pending(n)
-			for _, fates := range combinations(r, pending, rng) {
-				sum := r.tree(n, fates).sum()
-				if _, ok := states[sum]; !ok {
-					order = append(order, sum)
-				}
-				states[sum] = made{n, pending, fates}
-			}
-		}
 		for _, sum := range order {
 			m := states[sum]
-			if !yield(State{Ops: m.ops, Lost: r.describe(m.pending, m.fates), Tree: r.tree(m.ops, m.fates)}) {
+			d := r.disk()
+			d.do(r.Ops[:m.ops], 0, m.fates)
+			if !yield(State{Ops: m.ops, Lost: r.describe(m.pending, m.fates), Tree: d.tree()}) {
 				return
 			}
 		}
@@ -188,56 +213,84 @@ func sample(n int, rng *rand.Rand) []int {
 	return append(rng.Perm(n - 1)[:sampleMax-1], n-1)
 }
 
-// tree does the first n operations, but what fates takes from them.
-func (r *Record) tree(n int, fates map[piece]fate) Tree {
-	nodes := map[int]*node{}
-	for id, s := range r.start {
-		nodes[id] = &node{mode: s.mode, data: slices.Clone(s.data), names: maps.Clone(s.names)}
+// disk is files and directories by number. A clone shares them until it changes one.
+type disk map[int]*node
+
+func (r *Record) disk() disk {
+	d := disk{}
+	for id, n := range r.start {
+		d[id] = n
 	}
+	return d.clone()
+}
+
+func (d disk) clone() disk {
+	c := make(disk, len(d))
+	for id, n := range d {
+		n.isShared = true
+		c[id] = n
+	}
+	return c
+}
+
+// change returns a file or directory to change.
+func (d disk) change(id int) *node {
+	n := d[id]
+	if n.isShared {
+		n = &node{mode: n.mode, data: slices.Clone(n.data), names: maps.Clone(n.names)}
+		d[id] = n
+	}
+	n.sum = nil
+	return n
+}
+
+// do does operations, of which the first is the one of that number, but what fates takes from them.
+func (d disk) do(ops []Op, number int, fates map[piece]fate) {
 	done := func(i int) bool { return fates[piece{op: i}] == kept }
-	for i, o := range r.Ops[:n] {
+	for i, o := range ops {
+		i += number
 		switch o.Kind {
 		case Create:
-			if nodes[o.File] == nil { // it is there, though its name may be lost
-				nodes[o.File] = &node{mode: o.Mode, names: map[string]int{}}
+			if d[o.File] == nil { // it is there, though its name may be lost
+				d[o.File] = &node{mode: o.Mode, names: map[string]int{}}
 			}
 			if done(i) {
-				nodes[o.Dir].names[o.Name] = o.File
+				d.change(o.Dir).names[o.Name] = o.File
 			}
 		case Unlink:
-			if dir := nodes[o.Dir]; done(i) && dir.names[o.Name] == o.File {
-				delete(dir.names, o.Name)
+			if done(i) && d[o.Dir].names[o.Name] == o.File {
+				delete(d.change(o.Dir).names, o.Name)
 			}
 		case Rename:
-			if dir := nodes[o.Dir]; done(i) {
+			if done(i) {
+				dir := d.change(o.Dir)
 				if dir.names[o.Name] == o.File {
 					delete(dir.names, o.Name)
 				}
 				dir.names[o.To] = o.File
 			}
 		case Write:
+			n := d.change(o.File)
 			if len(fates) == 0 {
-				nodes[o.File].write(o.Off, o.Data)
+				n.write(o.Off, o.Data)
 				continue
 			}
 			for at := 0; at < len(o.Data); {
 				end := min(len(o.Data), at+pageSize-int((o.Off+int64(at))%pageSize))
-				nodes[o.File].writePiece(o.Off+int64(at), o.Data[at:end], fates[piece{i, at, end}])
+				n.writePiece(o.Off+int64(at), o.Data[at:end], fates[piece{i, at, end}])
 				at = end
 			}
 		case Truncate:
 			if done(i) {
-				nodes[o.File].resize(o.Size)
+				d.change(o.File).resize(o.Size)
 			}
 		case Chmod:
 			if done(i) {
-				nodes[o.File].mode = nodes[o.File].mode&fs.ModeDir | o.Mode
+				n := d.change(o.File)
+				n.mode = n.mode&fs.ModeDir | o.Mode
 			}
 		}
 	}
-	t := Tree{}
-	t.add(nodes, ".", 0)
-	return t
 }
 
 func (n *node) resize(size int64) {
@@ -275,21 +328,35 @@ func (n *node) writePiece(off int64, data []byte, f fate) {
 	}
 }
 
-func (t Tree) add(nodes map[int]*node, path string, id int) {
-	n := nodes[id]
-	t[path] = File{Mode: n.mode, Data: n.data}
-	for name, child := range n.names {
-		t.add(nodes, filepath.Join(path, name), child)
+// walk calls f for what has a name, a directory before what it holds, in the order of names.
+func (d disk) walk(f func(path string, n *node)) {
+	var walk func(path string, id int)
+	walk = func(path string, id int) {
+		n := d[id]
+		f(path, n)
+		for _, name := range slices.Sorted(maps.Keys(n.names)) {
+			walk(filepath.Join(path, name), n.names[name])
+		}
 	}
+	walk(".", 0)
 }
 
-// sum returns a hash of all that is in the tree.
-func (t Tree) sum() (sum [32]byte) {
+func (d disk) tree() Tree {
+	t := Tree{}
+	d.walk(func(path string, n *node) { t[path] = File{Mode: n.mode, Data: n.data} })
+	return t
+}
+
+// sum returns a hash of all that has a name.
+func (d disk) sum() (sum [32]byte) {
 	h := sha256.New()
-	for _, path := range t.paths() {
-		fmt.Fprintf(h, "%q %v %d ", path, t[path].Mode, len(t[path].Data))
-		h.Write(t[path].Data)
-	}
+	d.walk(func(path string, n *node) {
+		if n.sum == nil {
+			of := sha256.Sum256(n.data)
+			n.sum = of[:]
+		}
+		fmt.Fprintf(h, "%q %v %x ", path, n.mode, n.sum)
+	})
 	h.Sum(sum[:0])
 	return sum
 }

@@ -58,7 +58,7 @@ func TestModel(t *testing.T) {
 		}
 		full, _ := s.trace("replace without "+step, s.base, 0, nil)
 		found, olds, news := map[string]bool{}, 0, 0
-		for st := range full.Record.States(0, seed) {
+		for st := range full.Record.States(full.Record.Points(0), seed) {
 			switch got := st.Tree["file"].Data; {
 			case bytes.Equal(got, newData):
 				news++
@@ -83,7 +83,7 @@ func TestModelTears(t *testing.T) {
 	s.base = s.folder()
 	full, _ := s.trace("replace without fsync", s.base, 0, nil)
 	var half, zeros, hole bool
-	for st := range full.Record.States(0, seed) {
+	for st := range full.Record.States(full.Record.Points(0), seed) {
 		switch got := string(st.Tree["file"].Data); {
 		case len(got) == len(newData) && strings.Trim(got, "\x00") == "":
 			zeros = true

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"warden/internal/leaktest"
 	"warden/test/powerloss"
 )
 
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 		}
 		return
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // sequences is what a child can do: it works in base/state, and notes what is acknowledged. What it finds in base besides is the test's.
@@ -60,10 +61,12 @@ type attack struct {
 	// killed is check after a kill, where more holds than after a loss of power. nil: check.
 	killed func(base string, notes []string) error
 	// kills and losses are how many kills and losses of power are tried; 0: all.
+	// After what changes names it is killed always.
 	kills, losses int
 	workers       int // how many checks run at once; 0: two
-	// again is a sequence that runs after each kill, on what that left, before power is lost. "": none.
-	again string
+	// again is a sequence that runs after as many of the kills, on what they left, before power is lost. "": none.
+	again  string
+	agains int // 0: after all
 }
 
 // run crashes the sequence.
@@ -77,8 +80,9 @@ func (a attack) run(t *testing.T) {
 	if a.prepare != nil {
 		a.prepare(t, s.base)
 	}
-	full, base := s.trace(a.sequence, s.copy(s.base), 0, nil)
-	if t.Failed() {
+	base := s.copy(s.base)
+	full, ok := s.trace(a.sequence, base, 0, nil)
+	if !ok {
 		return
 	}
 	if got := full.Record.Notes(len(full.Record.Ops)); len(got) == 0 {
@@ -88,7 +92,7 @@ func (a attack) run(t *testing.T) {
 		t.Fatalf("unharmed: %v", err)
 	}
 	start := time.Now()
-	kills := s.kills(len(full.Record.Ops))
+	kills := s.kills(full.Record.Ops)
 	killTime := time.Since(start)
 	start = time.Now()
 	states, of := s.losses(full, base, 0, a.losses)
@@ -142,7 +146,7 @@ func (s *scene) copy(base string) string {
 }
 
 // trace runs a sequence in base and wants the record to tell what is on the disk.
-func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer) (*powerloss.Tracer, string) {
+func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer) (*powerloss.Tracer, bool) {
 	told, err := json.Marshal(child{sequence, base})
 	if err != nil {
 		s.t.Fatal(err)
@@ -151,15 +155,18 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 		Limit: limit, After: after}.Run()
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
-		return tr, base
+		return tr, false
 	}
 	is, err := powerloss.ReadTree(state(base))
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
-	} else if diff := tr.Record.Kept(len(tr.Record.Ops)).Diff(is); diff != "" {
-		s.t.Errorf("%s, killed after %d: the disk is not what the record says: %s", sequence, killAt, diff)
+		return tr, false
 	}
-	return tr, base
+	if diff := tr.Record.Kept(len(tr.Record.Ops)).Diff(is); diff != "" {
+		s.t.Errorf("%s, killed after %d: the disk is not what the record says: %s", sequence, killAt, diff)
+		return tr, false
+	}
+	return tr, true
 }
 
 // some returns want of the numbers 1 to n, all where it is 0, ascending.
@@ -179,35 +186,47 @@ func some(n, want int) []int {
 }
 
 // kills runs the sequence anew for each of its operations, kills it after that, and checks what is left.
-func (s *scene) kills(ops int) (n int) {
-	at := some(ops, s.attack.kills)
-	s.each(len(at), func(i int) {
-		tr, base := s.trace(s.sequence, s.copy(s.base), at[i], nil)
+func (s *scene) kills(ops []powerloss.Op) (n int) {
+	at := some(len(ops), s.attack.kills)
+	for i, o := range ops { // names are where a restart finds what is not durable
+		if o.Kind == powerloss.Create || o.Kind == powerloss.Rename || o.Kind == powerloss.Unlink {
+			at = append(at, i+1)
+		}
+	}
+	slices.Sort(at)
+	at = slices.Compact(at)
+	again := map[int]bool{}
+	for _, i := range some(len(at), s.agains) {
+		again[i-1] = s.again != ""
+	}
+	s.each(len(at), func(i int) bool {
+		base := s.copy(s.base)
 		defer os.RemoveAll(base)
-		if s.t.Failed() {
-			return
+		tr, ok := s.trace(s.sequence, base, at[i], nil)
+		if !ok {
+			return false
 		}
 		last := "nothing"
 		if n := len(tr.Record.Ops); n > 0 {
 			last = tr.Record.Ops[n-1].String()
 		}
 		notes := tr.Record.Notes(len(tr.Record.Ops))
-		var checked string
-		if s.again != "" {
+		checked := base
+		if again[i] {
 			checked = s.copy(base)
-		} else {
-			checked = base
 		}
 		if err := s.killed(checked, notes); err != nil {
 			s.t.Errorf("killed after operation %d, %s, with %q acknowledged: %v", at[i], last, notes, err)
-			return
+			return false
 		}
-		if s.again != "" {
-			next, _ := s.trace(s.again, base, 0, tr)
-			if !s.t.Failed() {
-				s.lossesFrom(fmt.Sprintf("killed after operation %d, %s, and started again", at[i], last), next, base, next.First, 4)
+		if again[i] {
+			next, ok := s.trace(s.again, base, 0, tr)
+			if !ok {
+				return false
 			}
+			s.lossesFrom(fmt.Sprintf("killed after operation %d, %s, and started again", at[i], last), next, base, next.First, 20)
 		}
+		return true
 	})
 	return len(at)
 }
@@ -218,28 +237,32 @@ func (s *scene) losses(tr *powerloss.Tracer, base string, from, want int) (tried
 }
 
 func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, from, want int) (tried, of int) {
-	var states []powerloss.State
-	for st := range tr.Record.States(from, seed) {
-		if before == "" || st.Ops > 0 && tr.Record.Ops[st.Ops-1].Kind == powerloss.Note {
-			states = append(states, st) // after a start that was killed, what counts is what was built on it
+	points := tr.Record.Points(from)
+	if before != "" { // what counts is what was built on what the killed process left
+		points = slices.DeleteFunc(points, func(n int) bool { return n == from || tr.Record.Ops[n-1].Kind != powerloss.Note })
+		if last := len(points) - 1; last > 0 {
+			points = []int{points[0], points[last]} // the rest is between
 		}
 	}
+	states := slices.Collect(tr.Record.States(points, seed))
 	pick := some(len(states), want)
-	work := func(i int) {
+	work := func(i int) bool {
 		st := states[pick[i]-1]
 		dir := s.copyWithout(base)
 		if err := st.Tree.WriteTree(state(dir)); err != nil {
 			s.t.Fatal(err)
 		}
+		defer os.RemoveAll(dir)
 		notes := tr.Record.Notes(st.Ops)
-		if err := s.check(dir, notes); err != nil {
+		err := s.check(dir, notes)
+		if err != nil {
 			after := "nothing"
 			if st.Ops > 0 {
 				after = tr.Record.Ops[st.Ops-1].String()
 			}
 			s.t.Errorf("%s power lost after operation %d, %s, with %q acknowledged; of them lost: %s\n%v", before, st.Ops, after, notes, st.Lost, err)
 		}
-		os.RemoveAll(dir)
+		return err == nil
 	}
 	if before != "" { // a worker does it
 		for i := range pick {
@@ -271,8 +294,8 @@ func (s *scene) copyWithout(base string) string {
 
 const errorsMax = 8 // of one attack are shown
 
-// each calls f for 0 to n-1, some at once, and stops when much has failed.
-func (s *scene) each(n int, f func(i int)) {
+// each calls f for 0 to n-1, some at once, until it has failed errorsMax times.
+func (s *scene) each(n int, f func(i int) (ok bool)) {
 	workers := max(s.workers, 2)
 	next := make(chan int)
 	var wg sync.WaitGroup
@@ -287,8 +310,7 @@ func (s *scene) each(n int, f func(i int)) {
 				if enough {
 					continue
 				}
-				f(i)
-				if s.t.Failed() {
+				if !f(i) {
 					mu.Lock()
 					failed++
 					mu.Unlock()

@@ -104,6 +104,9 @@ type node struct {
 	mode  fs.FileMode
 	data  []byte
 	names map[string]int // of a directory
+
+	isShared bool   // among disks: nobody changes it
+	sum      []byte // of data; nil: not known
 }
 
 // File is one entry of a Tree.

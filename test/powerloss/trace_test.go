@@ -95,12 +95,14 @@ func TestTrace(t *testing.T) {
 		t.Errorf("Notes() = %q", got)
 	}
 	at := some(len(ops), 40)
-	s.each(len(at), func(i int) {
-		tr, base := s.trace("calls", s.copy(s.base), at[i], nil)
+	s.each(len(at), func(i int) bool {
+		base := s.copy(s.base)
+		defer os.RemoveAll(base)
+		tr, ok := s.trace("calls", base, at[i], nil)
 		if len(tr.Record.Ops) != at[i] || !tr.Killed {
 			t.Errorf("killed after %d operations: %d are in the record, killed %t", at[i], len(tr.Record.Ops), tr.Killed)
 		}
-		os.RemoveAll(base)
+		return ok
 	})
 }
 
