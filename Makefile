@@ -46,14 +46,31 @@ setup-engine: ## the Docker Engine that tests start engines of their own with
 demo: setup build ## the main job, in about a minute
 	@./demo/demo.sh
 
-test: setup setup-engine check bin/test/warden ## everything
-	@set -o pipefail; WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test -race -shuffle=on -count=1 -timeout 15m -json $(PKGS) 2>&1 | (cd tools && $(GO) run ./testreport)
+# $(1): the arguments of go test. Its tests, with all that they leave behind, get a folder for temporary files of their own.
+RUNTESTS = cd tools && $(GO) build -o ../bin/tools/ ./testreport && cd .. && WARDEN_TEST_BIN=$(CURDIR)/bin/test bin/tools/testreport $(GO) test -race -shuffle=on -json $(1)
 
-test: SHELL := /bin/bash
+# Its folder is the root of their image.
+containers: build ## three managers and two workers as containers on this machine's Docker Engine, until Ctrl-C
+	@mkdir -p bin/containers/bin && cp bin/warden bin/wardenctl bin/containers/bin/
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/containers/bin/host ./test/bed/containers
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/containers/bin/app ./test/bed/testdata/app
+	@test/bed/containers/containers.sh bin/containers
+.PHONY: containers
+
+test: setup setup-engine check bin/test/warden ## everything
+	@$(call RUNTESTS,-count=1 -timeout 15m $(PKGS))
+
+# One test until it fails or has passed 20 times: `make flake RUN=TestUnlock PKGS=./daemon`. The machine should have other work meanwhile.
+RUN   ?= .
+TIMES ?= 20
+flake: setup setup-engine bin/test/warden ## the same tests TIMES times
+	@$(call RUNTESTS,-failfast -count=$(TIMES) -timeout 2h -run '$(RUN)' $(PKGS))
+
 check: ## formatting, vet, lint, generated code fresh
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'check: run gofmt'; exit 1; }
 	$(GO) vet $(PKGS)
 	$(GO) vet -tags wardentest . ./daemon ./manager
+	cd tools && $(GO) vet ./... && $(GO) test -race ./...
 	cd tools && $(GO) build -o ../bin/tools/ honnef.co/go/tools/cmd/staticcheck && cd .. && bin/tools/staticcheck $(PKGS)
 	@rm -rf bin/_fresh && mkdir -p bin/_fresh && cp api/*.proto bin/_fresh/ && (cd tools && $(GO) run ./genproto ../bin/_fresh) \
 		&& for f in bin/_fresh/*.go; do cmp -s $$f api/$$(basename $$f) || { echo "check: api/$$(basename $$f) is not what its definition generates: run make generate"; exit 1; }; done

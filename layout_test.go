@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -46,6 +47,7 @@ var may = map[string]string{
 	"metrics":              ". api",
 	"daemon":               ". api agent autolock ca control door executor join manager policy tokens internal/courier internal/durable internal/sensitive internal/tally metrics",
 	"internal/testcluster": "",
+	"internal/leaktest":    "",
 	"e2e":                  "",
 	"fuzz":                 "",
 	"test/bed":             "internal/testcluster",
@@ -87,6 +89,19 @@ func TestImports(t *testing.T) {
 			if d := short(dep); !strings.Contains(" "+ok+" ", " "+d+" ") {
 				t.Errorf("%s must not import %s", pkg, d)
 			}
+		}
+	}
+}
+
+// TestLeaksAreLookedFor wants each package with tests to look at what they leave.
+func TestLeaksAreLookedFor(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{.ImportPath}} {{join .TestImports " "}} {{join .XTestImports " "}}`, "./...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		if words := strings.Fields(line); slices.Contains(words, "testing") && !slices.Contains(words, "warden/internal/leaktest") && words[0] != "warden/internal/leaktest" {
+			t.Errorf("the tests of %s have no TestMain that calls leaktest.Main or leaktest.Run", words[0])
 		}
 	}
 }

@@ -30,6 +30,7 @@ import (
 	"warden/door"
 	"warden/executor"
 	"warden/internal/collector"
+	"warden/internal/leaktest"
 	"warden/join"
 	"warden/manager"
 	"warden/tokens"
@@ -47,7 +48,7 @@ func TestMain(m *testing.M) {
 		}{os.Stdin, os.Stdout})
 		return
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // fleet is the process that runs the nodes, as the benchmark sees it.

@@ -26,6 +26,7 @@ import (
 	"warden/autolock"
 	"warden/internal/courier"
 	"warden/internal/durable"
+	"warden/internal/leaktest"
 	"warden/manager"
 	"warden/store/sealedlog"
 )
@@ -48,7 +49,7 @@ func TestMain(m *testing.M) {
 		c.run()
 		return
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 func (c child) run() {

@@ -25,6 +25,7 @@ import (
 	"warden/ca"
 	"warden/door"
 	"warden/executor"
+	"warden/internal/leaktest"
 	"warden/join"
 	"warden/store"
 	"warden/tokens"
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // order is what the clients are to do; the answer is a report, when it is done.

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warden"
+	"warden/internal/leaktest"
 	"warden/internal/sensitive"
 	"warden/tmpfsmount"
 )
@@ -32,7 +33,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 func hold(target string) error {

@@ -15,10 +15,16 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/internal/leaktest"
 )
 
+// checked is a testing.M that also looks at what is left.
+type checked struct{ m *testing.M }
+
+func (c checked) Run() int { return leaktest.Run(c.m) }
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"wardenctl": main})
+	testscript.Main(checked{m}, map[string]func(){"wardenctl": main})
 }
 
 // TestScript tells what a user types and sees. Each story starts with "daemon STATE", which puts a daemon in that state behind

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"warden/executor/confine"
+	"warden/internal/leaktest"
 )
 
 // applyVerb makes the test binary a process that applies the filter and says what it can't do any more.
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // applied applies the filter, tries calls on a thread that was there before and one that was not, and starts a program.

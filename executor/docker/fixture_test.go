@@ -23,6 +23,7 @@ import (
 	"warden"
 	"warden/executor"
 	"warden/executor/docker"
+	"warden/internal/leaktest"
 )
 
 const self = "/proc/self/exe"
@@ -38,7 +39,8 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == holderVerb {
 		holder()
 	}
-	code := m.Run()
+	// An executor lives as long as its process; what it sweeps for a while after a restart goes on after its test.
+	code := leaktest.Run(m, "warden/executor/docker.(*Executor).sweepLater.func1")
 	shared.remove()
 	os.Exit(code)
 }

@@ -23,6 +23,7 @@ import (
 	"warden/executor"
 	"warden/executor/conformance"
 	"warden/executor/process"
+	"warden/internal/leaktest"
 	"warden/internal/sensitive"
 )
 
@@ -36,7 +37,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == daemonVerb {
 		daemon(os.Args[2], os.Args[3])
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // opened is an executor with what its constructor was told.

@@ -4,9 +4,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"log/slog"
+
+	"golang.org/x/sys/unix"
 )
 
 // BuildHelper compiles the helper as the build does.
@@ -21,7 +24,7 @@ func BuildHelper(t testing.TB) string {
 	return path
 }
 
-// InMemory is what Self makes of a helper that the build has put there.
+// InMemory is what Self makes of a helper that the build has put there, until the test ends.
 func InMemory(t testing.TB, path string) string {
 	t.Helper()
 	b, err := os.ReadFile(path)
@@ -32,6 +35,11 @@ func InMemory(t testing.TB, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	fd, err := strconv.Atoi(filepath.Base(self))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
 	return self
 }
 

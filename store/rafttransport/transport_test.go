@@ -128,7 +128,7 @@ type answer struct {
 	body                  []byte
 }
 
-func (a *answer) start(tr *rafttransport.Transport) {
+func (a *answer) start(t *testing.T, tr *rafttransport.Transport) {
 	tr.SetHeartbeatHandler(func(rpc raft.RPC) {
 		a.mu.Lock()
 		a.heartbeats_++
@@ -136,7 +136,13 @@ func (a *answer) start(tr *rafttransport.Transport) {
 		rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
 	})
 	go func() {
-		for rpc := range tr.Consumer() { // never closed; ends with the test
+		for { // the channel is never closed
+			var rpc raft.RPC
+			select {
+			case rpc = <-tr.Consumer():
+			case <-t.Context().Done():
+				return
+			}
 			a.mu.Lock()
 			a.consumed++
 			a.mu.Unlock()
@@ -182,7 +188,7 @@ func TestEveryKindOfCallFromItsOwnSenderPasses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, alice)
 			var a answer
-			a.start(s.t)
+			a.start(t, s.t)
 			if err := call(caller(t, s.conn)); err != nil {
 				t.Fatalf("%s from its own sender: %v", name, err)
 			}
@@ -214,7 +220,7 @@ func TestAnotherNodesNameIsRefused(t *testing.T) {
 			t.Run(hname+"/"+name, func(t *testing.T) {
 				s := serve(t, alice)
 				var a answer
-				a.start(s.t)
+				a.start(t, s.t)
 				err := call(caller(t, s.conn))
 				if err == nil {
 					t.Errorf("%s with header %q passed", name, hname)
@@ -237,7 +243,7 @@ func TestHeartbeatWithAnOlderFieldOfAnotherIsRefused(t *testing.T) {
 	} {
 		s := serve(t, alice)
 		var a answer
-		a.start(s.t)
+		a.start(t, s.t)
 		if err := caller(t, s.conn).AppendEntries(bob, bob, req, &raft.AppendEntriesResponse{}); err == nil {
 			t.Errorf("AppendEntries(%+v) passed", req)
 		}
@@ -274,7 +280,7 @@ func TestWhatRaftWouldEndTheProcessOver(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, alice)
 			var a answer
-			a.start(s.t)
+			a.start(t, s.t)
 			var err error
 			switch r := req.(type) {
 			case *raft.AppendEntriesRequest:
@@ -320,7 +326,7 @@ func TestBytesThatAreNoCall(t *testing.T) {
 	}
 	s := serve(t, alice)
 	var a answer
-	a.start(s.t)
+	a.start(t, s.t)
 	for name, in := range inputs {
 		mine, theirs := pair(t)
 		ended := make(chan struct{})

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"warden/internal/leaktest"
 	"warden/internal/testcluster"
 	"warden/test/bed"
 )
@@ -27,7 +28,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 // limit is how long a test waits for what takes moments on a quiet machine.

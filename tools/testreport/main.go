@@ -1,14 +1,18 @@
-// Command testreport reads the output of `go test -json` and prints what a person needs: each package's result, the whole
-// output of what failed, and at the end the name and reason of every test that did not run, then one line with the counts.
-// It exits 1 where anything failed or nothing ran.
+// Command testreport runs `go test -json …`, its arguments, and prints what a person needs: each package's result, the whole
+// output of what failed, and at the end the name and reason of every test that did not run, what the tests left on the machine, and
+// one line with the counts. It exits 1 where anything failed, nothing ran, or anything is left.
+//
+// Tests get a temporary folder of their own (TMPDIR), which is kept if one failed.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 )
 
@@ -17,9 +21,45 @@ type event struct {
 	Elapsed                       float64
 }
 
-func main() { os.Exit(report(os.Stdin, os.Stdout)) }
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "testreport:", err)
+		os.Exit(1)
+	}
+}
 
-func report(in io.Reader, out io.Writer) int {
+func run(argv []string) error {
+	if len(argv) == 0 {
+		return errors.New("want the command that runs the tests")
+	}
+	tmp, err := os.MkdirTemp("", "wt-") // short: paths of sockets are bounded
+	if err != nil {
+		return err
+	}
+	m := look(tmp)
+	cmd := exec.Command(argv[0], argv[1:]...)
+	cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		return err
+	}
+	isGood := report(out, os.Stdout)
+	err = cmd.Wait() // says no more than the report, but for what keeps the tests from being built
+	if !isGood || err != nil {
+		return errors.Join(err, fmt.Errorf("what the tests left is in %s", tmp))
+	}
+	if left := m.awaitLeft(patience); len(left) > 0 {
+		return fmt.Errorf("the tests left behind:\n  %s", strings.Join(left, "\n  "))
+	}
+	return os.RemoveAll(tmp)
+}
+
+// report tells whether tests ran and all of them passed.
+func report(in io.Reader, out io.Writer) bool {
 	var passed, failed, skipped int
 	var skips []string
 	output := map[string][]string{}
@@ -70,10 +110,7 @@ func report(in io.Reader, out io.Writer) int {
 		fmt.Fprintln(out, "skip  "+k)
 	}
 	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", passed, failed, skipped)
-	if failed > 0 || passed == 0 {
-		return 1
-	}
-	return 0
+	return failed == 0 && passed > 0
 }
 
 // reason is what a test said before it skipped itself.

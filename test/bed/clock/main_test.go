@@ -8,7 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"warden/internal/leaktest"
 )
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
 
 // TestSkewIsOneLine: package time of this Go differs in what Now asks, and in nothing else.
 func TestSkewIsOneLine(t *testing.T) {

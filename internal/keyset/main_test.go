@@ -1,0 +1,9 @@
+package keyset_test
+
+import (
+	"testing"
+
+	"warden/internal/leaktest"
+)
+
+func TestMain(m *testing.M) { leaktest.Main(m) }
