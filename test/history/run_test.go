@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"fmt"
 	mathrand "math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -20,13 +19,14 @@ import (
 	"warden/api"
 	"warden/autolock"
 	"warden/internal/courier"
+	"warden/internal/leaktest"
 	"warden/internal/testcluster"
 	"warden/test/bed"
 )
 
 func TestMain(m *testing.M) {
 	bed.Main()
-	os.Exit(m.Run())
+	leaktest.Main(m)
 }
 
 const (
