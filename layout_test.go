@@ -60,6 +60,7 @@ var may = map[string]string{
 
 	"executor/process/helper": "executor/process",
 	"test/bed/clock":          "",
+	"test/bed/containers":     "",
 }
 
 // TestImports holds the layers: what a package may know of.
