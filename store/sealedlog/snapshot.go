@@ -109,6 +109,9 @@ func OpenSnapshots(dir, clusterID, nodeID string, s Sealer, retain int, logger *
 			logger.Info("removed interrupted snapshot", "snapshot_id", id)
 		}
 	}
+	if err := syncDir(sn.dir); err != nil { // a process that was killed may have left names that power loss could take back
+		return nil, err
+	}
 	list, err := sn.List()
 	if err != nil || len(list) == 0 {
 		return sn, err
@@ -374,7 +377,10 @@ func (sn *Snapshots) publish(id string) error {
 // the metadata, which has the body's key, is overwritten, so that the blocks that are freed hold no key. sn.mu is held.
 func (sn *Snapshots) remove(id string) error {
 	tmp := filepath.Join(sn.dir, id+tmpSuffix)
-	return errors.Join(os.Rename(filepath.Join(sn.dir, id), tmp), removeTmp(tmp))
+	if err := errors.Join(os.Rename(filepath.Join(sn.dir, id), tmp), syncDir(sn.dir)); err != nil { // else power loss could bring the name back, of what is overwritten
+		return err
+	}
+	return removeTmp(tmp)
 }
 
 // removeTmp removes what is left of a snapshot.

@@ -224,7 +224,7 @@ func (s *scene) kills(ops []powerloss.Op) (n int) {
 			if !ok {
 				return false
 			}
-			s.lossesFrom(fmt.Sprintf("killed after operation %d, %s, and started again", at[i], last), next, base, next.First, 20)
+			s.lossesFrom(fmt.Sprintf("killed after operation %d, %s, and started again", at[i], last), next, base, next.First, 8)
 		}
 		return true
 	})

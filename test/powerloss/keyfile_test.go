@@ -234,5 +234,5 @@ func writeUnlockKey(t *testing.T, path string, key autolock.UnlockKey) {
 
 // TestKeyFile: wherever the making and replacing of a key file is cut, there is the old one or the new.
 func TestKeyFile(t *testing.T) {
-	attack{sequence: "key file", prepare: prepareKeyFile, check: checkKeyFile, again: "key file"}.run(t)
+	attack{sequence: "key file", prepare: prepareKeyFile, check: checkKeyFile, kills: 15, again: "key file"}.run(t)
 }

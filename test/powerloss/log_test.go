@@ -260,5 +260,5 @@ func checkLog(base string, notes []string) error {
 
 // TestLog: wherever a log is cut, what was acknowledged is there, and what was not is there whole or not at all.
 func TestLog(t *testing.T) {
-	attack{sequence: "log", prepare: prepareKeyFile, check: checkLog, kills: 40, losses: 200, again: "log"}.run(t)
+	attack{sequence: "log", prepare: prepareKeyFile, check: checkLog, kills: 25, losses: 200, again: "log"}.run(t)
 }
