@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"warden"
@@ -64,6 +65,25 @@ var faults = []fault{
 		c.bed.Limit(64, all, all)
 		c.healed()
 	}},
+	{"far network", func(c *client) {
+		all := hosts(c.managers)
+		c.bed.Delay(time.Duration(20+c.rand.IntN(80))*time.Millisecond, all, all)
+		c.bed.Jitter(time.Duration(c.rand.IntN(50))*time.Millisecond, all, all)
+		c.healed()
+	}},
+	{"clocks differ", func(c *client) { // by less than what a manager refuses to work with
+		for _, m := range c.members {
+			m.Skew(time.Duration(c.rand.IntN(8000)-4000) * time.Millisecond)
+		}
+		c.hold(c.while())
+		c.skewed(0, c.members...)
+	}},
+	{"a clock is out", func(c *client) { // while commands are ahead of the others' clocks they refuse, then go on
+		m := c.drawn(c.managers, 1)[0]
+		c.skewed(time.Duration(c.rand.IntN(2)*30-15)*time.Second, m)
+		c.hold(c.while())
+		c.skewed(0, m)
+	}},
 	{"full disk", func(c *client) {
 		m := c.drawn(c.managers, 1)[0]
 		c.diskFull.Store(true)
@@ -85,6 +105,12 @@ var faults = []fault{
 // while draws how long a fault lasts.
 func (c *client) while() time.Duration {
 	return time.Second + time.Duration(c.rand.IntN(2000))*time.Millisecond
+}
+
+func (c *client) skewed(d time.Duration, members ...*member) {
+	for _, m := range members {
+		m.Skew(d)
+	}
 }
 
 func (c *client) healed() {
@@ -152,12 +178,22 @@ func (c *client) killed(members ...*member) {
 	}
 }
 
-// paused pauses a daemon for longer than clients wait, so that there are calls which begin in the pause and are served after it.
+// paused pauses a daemon for so long that others elect another leader and go on. Many reads wait for the paused one then: it answers
+// them at the moment at which it comes back, when it may still take itself for the leader.
 func (c *client) paused(m *member) {
 	m.Pause()
 	c.hold(patience + c.while()/2)
+	var waiting sync.WaitGroup
+	for range readsInPause {
+		reader := c.reader()
+		waiting.Go(func() { reader.readSecrets(m, reader.secrets.pick(reader.rand.IntN).name) })
+	}
+	c.hold(patience / 4)
 	m.Resume()
+	waiting.Wait()
 }
+
+const readsInPause = 30
 
 // awaitAnswer waits until a daemon that was started answers.
 func (r *run) awaitAnswer(m *member) {

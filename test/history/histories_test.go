@@ -1,8 +1,10 @@
 package history
 
 import (
+	"cmp"
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 	"time"
 )
@@ -10,12 +12,17 @@ import (
 // soakVar names the environment variable with the time for TestSoak.
 const soakVar = "WARDEN_SOAK"
 
-// TestHistories is a short run: some faults of each kind, in an order that is drawn.
+// TestHistories is a short run: the faults that found most, and two more that are drawn, in an order that is.
 func TestHistories(t *testing.T) {
 	r := newRun(t)
 	r.whole(func(c *client) {
-		for _, i := range c.rand.Perm(len(faults))[:shortFaults] {
-			c.suffer(faults[i])
+		all := slices.Clone(faults)
+		c.rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		slices.SortStableFunc(all, func(a, b fault) int { return cmp.Compare(slices.Index(always, b.name), slices.Index(always, a.name)) })
+		all = all[:len(always)+drawnFaults]
+		c.rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
+		for _, f := range all {
+			c.suffer(f)
 		}
 	})
 }
@@ -46,8 +53,11 @@ func TestSoak(t *testing.T) {
 	}
 }
 
+// always are the faults of each short run.
+var always = []string{"pause the leader", "kill a majority", "isolate the leader", "evict a worker"}
+
 const (
-	shortFaults = 6
+	drawnFaults = 2 // of a short run, beside those
 	soakRun     = 2 * time.Minute
 )
 

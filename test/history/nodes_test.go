@@ -56,7 +56,7 @@ func (c *client) token(at *member) bool {
 	}
 	switch n := c.rand.IntN(100); {
 	case n < 30:
-		return c.join(at, t, nil)
+		return c.joinAtOnce(t)
 	case n < 45:
 		t.mu.Lock()
 		guests := slices.Clone(t.guests)
@@ -78,6 +78,22 @@ func (c *client) token(at *member) bool {
 	default:
 		return c.readToken(at, t)
 	}
+}
+
+// joinAtOnce joins by a token at some managers at the same time: none of them knows what the others let in.
+func (c *client) joinAtOnce(t *joinToken) bool {
+	var wg sync.WaitGroup
+	var taken atomic.Bool
+	for _, at := range c.drawn(c.managers, 1+c.rand.IntN(len(c.managers))) {
+		joiner := c.reader()
+		wg.Go(func() {
+			if joiner.join(at, t, nil) {
+				taken.Store(true)
+			}
+		})
+	}
+	wg.Wait()
+	return taken.Load()
 }
 
 func (c *client) readToken(at *member, t *joinToken) bool {
@@ -155,6 +171,11 @@ func (c *client) join(at *member, t *joinToken, again *guest) bool {
 		}
 		out = reply{Unknown: true} // the outcome is open, or a manager has not followed far enough to know the token
 	}
+	g.mu.Lock()
+	if err != nil && g.leaving { // its node may be gone by now: then it does not get it again
+		out = reply{Unknown: true}
+	}
+	g.mu.Unlock()
 	c.history.add(c.n, t.object, call{Verb: "join", Tag: g.tag}, began, out)
 	if err == nil {
 		c.joined(g, grant)

@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	clients   = 6
+	clients   = 9
 	limit     = time.Minute // for what takes moments on a quiet machine
 	lockEvery = 4 * time.Second
 
@@ -62,7 +62,7 @@ type run struct {
 	secrets, services *pool
 	tokens            tokenPool
 	nodes             nodePool
-	tags              atomic.Uint64
+	tags, readers     atomic.Uint64
 	diskFull          atomic.Bool // somewhere: calls may fail for that
 
 	mu       sync.Mutex // guards all below
@@ -317,6 +317,11 @@ func newRun(t *testing.T) *run {
 // client returns a new one, with random numbers of its own.
 func (r *run) client(n int) *client {
 	return &client{run: r, n: n, rand: mathrand.New(mathrand.NewPCG(r.bed.Rand.Uint64(), uint64(n))), seen: map[string]*api.Service{}}
+}
+
+// reader returns one more client, for the goroutine of c.
+func (c *client) reader() *client {
+	return &client{run: c.run, n: int(c.readers.Add(1)) + clients, rand: mathrand.New(mathrand.NewPCG(c.rand.Uint64(), 0)), seen: map[string]*api.Service{}}
 }
 
 // under makes random calls while do runs.
