@@ -86,8 +86,8 @@ bench: ## every benchmark
 	@$(GO) test -run '^$$' -bench '$(BENCH)' -benchtime $(BENCHTIME) -count $(COUNT) -timeout 2h $(PKGS) | grep -v -e 'no test files' -e '^PASS' -e '^ok '
 
 PEERS ?=
-peers: ## Warden and SwarmKit at the same work, in turns: a table, and a chart in bin/peers.svg. `make peers PEERS='-runs 1 -only join'`
-	@mkdir -p bin && cd bench/peers && $(GO) run . -svg $(CURDIR)/bin/peers.svg $(PEERS)
+peers: ## Warden and SwarmKit at the same work, in turns: a table, also as bin/peers.md, and a chart, bin/peers.svg. `make peers PEERS=-quick`
+	@mkdir -p bin && cd bench/peers && $(GO) build -o ../../bin/peers . && ../../bin/peers -svg ../../bin/peers.svg -md ../../bin/peers.md $(PEERS)
 .PHONY: peers
 
 # Each target begins with its seeds, with what fuzz/testdata has for it, and with what earlier runs found (in Go's build cache).

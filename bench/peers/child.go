@@ -20,7 +20,7 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// childEnv names, in a child process, what it is: "manager", "nodes" or "engine".
+// childEnv names, in a child process, what it is: "manager", "nodes" or "lab".
 const childEnv = "WARDEN_PEERS_CHILD"
 
 // managerConfig is what the process of one manager reads from its standard input, as one line of JSON.
@@ -64,14 +64,14 @@ type managerProcess struct {
 	op  operator
 }
 
-func child(kind string) (*exec.Cmd, io.WriteCloser, io.Reader, error) {
+func startChild(kind string, attr *syscall.SysProcAttr) (*exec.Cmd, io.WriteCloser, io.Reader, error) {
 	self, err := os.Executable()
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	cmd := exec.Command(self)
 	cmd.Env = append(os.Environ(), childEnv+"="+kind)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr, cmd.SysProcAttr = os.Stderr, attr
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		return nil, nil, nil, err
@@ -109,7 +109,7 @@ func startManager(ctx context.Context, cfg managerConfig) (*managerProcess, erro
 
 // spawnManager starts the process. said is the one line that it says.
 func spawnManager(cfg managerConfig) (m *managerProcess, said <-chan string, err error) {
-	cmd, in, out, err := child("manager")
+	cmd, in, out, err := startChild("manager", nil)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -64,7 +64,7 @@ func newCluster(ctx context.Context, product, dir string, managers int) (c *clus
 	if c.token, err = c.op().token(ctx, false); err != nil {
 		return c, err
 	}
-	c.nodes, err = startNodes()
+	c.nodes, err = startNodes(filepath.Base(c.dir))
 	return c, err
 }
 
@@ -184,6 +184,8 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 	for i := 0; ; i++ { // a try may hang on the dead leader: the next one does not wait for it
 		for k, m := range others {
 			go func() {
+				ctx, cancel := context.WithTimeout(ctx, tryTime)
+				defer cancel()
 				if _, err := m.op.write(ctx, fmt.Sprintf("try-%d-%d", k, i)); err == nil {
 					select {
 					case won <- time.Since(start):
@@ -201,6 +203,9 @@ func (c *cluster) failover(ctx context.Context) (time.Duration, error) {
 		}
 	}
 }
+
+// tryTime is how long one try may take, so that a manager without a leader does not have ever more of them to look after.
+const tryTime = 500 * time.Millisecond
 
 // write has so many clients commit so many secrets together, on the first manager, and returns how long it took.
 func (c *cluster) write(ctx context.Context, name string, writes, clients int) (time.Duration, error) {

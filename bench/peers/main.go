@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -19,6 +20,7 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -34,6 +36,9 @@ func main() {
 	case "nodes":
 		serveNodes()
 		return
+	case "lab":
+		serveLab()
+		return
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -43,313 +48,129 @@ func main() {
 	}
 }
 
-// work is one measurement of a product: it gives one value for each of its rows.
-type work struct {
-	name string
-	rows []row
-	do   func(ctx context.Context, product, dir string, add func(row int, value float64)) error
-}
-
-// row is one line of the table.
-type row struct {
-	what, unit string
-	more       bool // the more the better
-}
-
-var works = []work{
-	{name: "join", rows: []row{
-		{what: "nodes joining, 1 client", unit: "joins/s", more: true},
-		{what: "nodes joining, 16 clients", unit: "joins/s", more: true},
-		{what: "nodes joining, 128 clients", unit: "joins/s", more: true},
-	}, do: doJoin},
-	{name: "create1k", rows: []row{{what: "service of 1,000 tasks running on 100 nodes", unit: "s"}}, do: doCreate(1000)},
-	{name: "create10k", rows: []row{{what: "service of 10,000 tasks running on 100 nodes", unit: "s"}}, do: doCreate(10_000)},
-	{name: "failover", rows: []row{{what: "leader of 3 killed until a write is taken", unit: "s"}}, do: doFailover},
-	{name: "secret", rows: []row{{what: "secret created and with a task on each of 100 nodes", unit: "s"}}, do: doSecret},
-	{name: "write1", rows: []row{
-		{what: "secrets committed, 1 manager, 1 client", unit: "writes/s", more: true},
-		{what: "secrets committed, 1 manager, 64 clients", unit: "writes/s", more: true},
-	}, do: doWrite(1)},
-	{name: "write3", rows: []row{
-		{what: "secrets committed, 3 managers, 1 client", unit: "writes/s", more: true},
-		{what: "secrets committed, 3 managers, 64 clients", unit: "writes/s", more: true},
-	}, do: doWrite(3)},
-	{name: "restart", rows: []row{
-		{what: "locked manager killed and started until a write is taken", unit: "s"},
-		{what: "locked manager stopped and started until a write is taken", unit: "s"},
-	}, do: doRestart},
-	{name: "memory", rows: []row{{what: "memory of an idle agent, of 500", unit: "KiB"}}, do: doMemory},
-}
-
-func doJoin(ctx context.Context, product, dir string, add func(int, float64)) error {
-	c, err := newCluster(ctx, product, dir, 1)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if _, err := c.join(ctx, 50, 16); err != nil { // warm
-		return err
-	}
-	for i, s := range []struct{ clients, nodes int }{{1, 100}, {16, 500}, {128, 1000}} {
-		took, err := c.join(ctx, s.nodes, s.clients)
-		if err != nil {
-			return err
-		}
-		add(i, float64(s.nodes)/took.Seconds())
-	}
-	return nil
-}
-
-func doCreate(tasks int) func(context.Context, string, string, func(int, float64)) error {
-	return func(ctx context.Context, product, dir string, add func(int, float64)) error {
-		c, err := newCluster(ctx, product, dir, 1)
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		if _, err := c.join(ctx, 100, 16); err != nil {
-			return err
-		}
-		if err := c.open(ctx); err != nil {
-			return err
-		}
-		id, _, err := c.service(ctx, "warm", 1000, "")
-		if err != nil {
-			return err
-		}
-		if err := c.removeService(ctx, id); err != nil {
-			return err
-		}
-		_, took, err := c.service(ctx, "measured", tasks, "")
-		if err != nil {
-			return err
-		}
-		add(0, took.Seconds())
-		return nil
-	}
-}
-
-func doSecret(ctx context.Context, product, dir string, add func(int, float64)) error {
-	const nodes = 100
-	c, err := newCluster(ctx, product, dir, 1)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if _, err := c.join(ctx, nodes, 16); err != nil {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
-	both := func(name string) (string, time.Duration, error) {
-		start := time.Now()
-		secret, err := c.op().write(ctx, name)
-		if err != nil {
-			return "", 0, err
-		}
-		id, _, err := c.service(ctx, name, nodes, secret)
-		return id, time.Since(start), err
-	}
-	id, _, err := both("warm")
-	if err != nil {
-		return err
-	}
-	if err := c.removeService(ctx, id); err != nil {
-		return err
-	}
-	_, took, err := both("measured")
-	if err != nil {
-		return err
-	}
-	add(0, took.Seconds())
-	return nil
-}
-
-func doWrite(managers int) func(context.Context, string, string, func(int, float64)) error {
-	return func(ctx context.Context, product, dir string, add func(int, float64)) error {
-		c, err := newCluster(ctx, product, dir, managers)
-		if err != nil {
-			return err
-		}
-		defer c.close()
-		if _, err := c.write(ctx, "warm", 200, 16); err != nil {
-			return err
-		}
-		for i, s := range []struct{ clients, writes int }{{1, 300}, {64, 3000}} {
-			took, err := c.write(ctx, fmt.Sprint("measured-", s.clients), s.writes, s.clients)
-			if err != nil {
-				return err
-			}
-			add(i, float64(s.writes)/took.Seconds())
-		}
-		switch s, err := c.op().state(ctx); {
-		case err != nil:
-			return err
-		case s.leader != c.managers[0].cfg.Hostname: // a follower passes writes on, which is more work
-			return fmt.Errorf("%s leads, and not the first manager any more", s.leader)
-		}
-		return nil
-	}
-}
-
-// doRestart measures a manager's restart on its disk after kill -9, then after an order to stop. The nodes are gone by then, so that
-// only the manager is at work; no manager takes them for lost as soon as this.
-func doRestart(ctx context.Context, product, dir string, add func(int, float64)) error {
-	const nodes, tasks, secrets = 100, 10_000, 1000
-	c, err := newCluster(ctx, product, dir, 1)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	if _, err := c.join(ctx, nodes, 16); err != nil {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
-	key, err := c.op().autolock(ctx)
-	if err != nil {
-		return err
-	}
-	if err := c.awaitSealed(ctx); err != nil {
-		return err
-	}
-	if _, err := c.write(ctx, "state", secrets, 64); err != nil {
-		return err
-	}
-	id, _, err := c.service(ctx, "state", tasks, "")
-	if err != nil {
-		return err
-	}
-	c.managers[0].kill()
-	c.nodes.stop()
-	for i, end := range []func(){func() {}, func() { c.managers[0].stop() }} {
-		end()
-		took, err := c.restart(ctx, 0, key, fmt.Sprint("measured-", i))
-		if err != nil {
-			return err
-		}
-		running, err := c.op().running(ctx, id)
-		if err != nil {
-			return err
-		}
-		n, err := c.op().secrets(ctx)
-		if err != nil {
-			return err
-		}
-		if running != tasks || n != secrets+1+i {
-			return fmt.Errorf("after a restart %d tasks run, want %d, and there are %d secrets, want %d", running, tasks, n, secrets+1+i)
-		}
-		add(i, took.Seconds())
-	}
-	return nil
-}
-
-func doMemory(ctx context.Context, product, dir string, add func(int, float64)) error {
-	const nodes = 500
-	c, err := newCluster(ctx, product, dir, 1)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	memory := func() (n float64, err error) {
-		err = c.nodes.client.Call("Nodes.Memory", 0, &n)
-		return n, err
-	}
-	before, err := memory()
-	if err != nil {
-		return err
-	}
-	if _, err := c.join(ctx, nodes, 16); err != nil {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-time.After(10 * time.Second): // what joining and opening needed for a moment goes
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	after, err := memory()
-	if err != nil {
-		return err
-	}
-	add(0, (after-before)/nodes/1024)
-	return nil
-}
-
-func doFailover(ctx context.Context, product, dir string, add func(int, float64)) error {
-	c, err := newCluster(ctx, product, dir, 3)
-	if err != nil {
-		return err
-	}
-	defer c.close()
-	took, err := c.failover(ctx)
-	if err != nil {
-		return err
-	}
-	add(0, took.Seconds())
-	return nil
+// options are the command line's.
+type options struct {
+	runs          int
+	only, dir     string
+	svg, markdown string
+	quick         bool
+	timeout       time.Duration
 }
 
 func run(ctx context.Context) error {
-	runs := flag.Int("runs", 5, "how often each is measured, in turns")
-	only := flag.String("only", "", "comma-separated names of what is measured (default: all)")
-	dir := flag.String("dir", os.TempDir(), "folder on a disk for what the managers keep")
-	svg := flag.String("svg", "peers.svg", "file for the chart; empty: none")
-	timeout := flag.Duration("timeout", 3*time.Minute, "for one measurement")
+	var o options
+	flag.IntVar(&o.runs, "runs", 0, "how often each is measured, in turns (default: 5, with -quick 1)")
+	flag.StringVar(&o.only, "only", "", "comma-separated names of what is measured (default: all)")
+	flag.StringVar(&o.dir, "dir", os.TempDir(), "folder on a disk for what managers and engines keep; a short path, since sockets are in it")
+	flag.StringVar(&o.svg, "svg", "", "file for the chart")
+	flag.StringVar(&o.markdown, "md", "", "file for the table as Markdown")
+	flag.BoolVar(&o.quick, "quick", false, "a little of everything, to see that it works: no figures to be published")
+	flag.DurationVar(&o.timeout, "timeout", 3*time.Minute, "for one measurement")
 	flag.Parse()
-	chosen := works
-	if *only != "" {
-		names := strings.Split(*only, ",")
-		chosen = nil
-		for _, w := range works {
-			if i := slices.Index(names, w.name); i >= 0 {
-				chosen, names = append(chosen, w), slices.Delete(names, i, i+1)
-			}
-		}
-		if len(names) > 0 {
-			return fmt.Errorf("-only: there is no %s", strings.Join(names, ", "))
+	if o.runs == 0 {
+		o.runs = 5
+		if o.quick {
+			o.runs = 1
 		}
 	}
-	if *runs < 1 {
-		return fmt.Errorf("-runs: want 1 or more")
+	if o.runs < 0 || flag.NArg() > 0 {
+		return errors.New("want -runs 1 or more, and no arguments: see -h")
 	}
-	if err := onDisk(*dir); err != nil {
+	if err := onDisk(o.dir); err != nil {
 		return err
 	}
-	r := report{machine: fmt.Sprintf("%s, %d cores, %s", cpuModel(), runtime.NumCPU(), runtime.Version()), runs: *runs, began: time.Now()}
+	s := full
+	if o.quick {
+		s = quick
+	}
+	var k kit
+	chosen, err := choose(works(s, &k), o.only)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(chosen, func(w work) bool { return w.name == dockerWork }) {
+		defer k.remove()
+		if err := k.build(ctx, o.dir); ctx.Err() != nil {
+			return errInterrupted
+		} else if err != nil {
+			return fmt.Errorf("preparing %s, which -only can leave out: %w", dockerWork, err)
+		}
+	}
+	r := report{machine: fmt.Sprintf("%s, %d cores, %s", cpuModel(), runtime.NumCPU(), runtime.Version()), runs: o.runs, quick: o.quick, began: time.Now()}
+	err = o.measure(ctx, chosen, &r)
+	if len(r.results) > 0 {
+		fmt.Print(r.table())
+		if o.svg != "" {
+			err = errors.Join(err, os.WriteFile(o.svg, []byte(r.chart()), 0o644))
+		}
+		if o.markdown != "" {
+			err = errors.Join(err, os.WriteFile(o.markdown, []byte(r.markdown()), 0o644))
+		}
+	}
+	return err
+}
+
+var errInterrupted = errors.New("interrupted")
+
+// choose returns those of all that only names, or all.
+func choose(all []work, only string) (chosen []work, err error) {
+	if only == "" {
+		return all, nil
+	}
+	names := strings.Split(only, ",")
+	for _, w := range all {
+		if i := slices.Index(names, w.name); i >= 0 {
+			chosen, names = append(chosen, w), slices.Delete(names, i, i+1)
+		}
+	}
+	if len(names) > 0 {
+		return nil, fmt.Errorf("-only: there is no %s", strings.Join(names, ", "))
+	}
+	return chosen, nil
+}
+
+// measure adds the results of all works to the report. A measurement that fails is told, and the others go on: a row with fewer values
+// says so. An interrupt ends it.
+func (o options) measure(ctx context.Context, chosen []work, r *report) (failed error) {
 	for _, w := range chosen {
 		results := make([]result, len(w.rows))
 		for i := range results {
 			results[i] = result{row: w.rows[i], values: map[string][]float64{}}
 		}
-		for i := range *runs {
-			turn := slices.Clone(order)
-			if i%2 == 1 {
-				slices.Reverse(turn)
-			}
-			for _, p := range turn {
-				load := watchLoad()
+		for i := range o.runs {
+			for _, by := range turn(w.by, i) {
+				unix.Sync() // what others wrote is not written while this is measured
+				start, load := time.Now(), watchLoad()
 				err := func() error {
-					ctx, cancel := context.WithTimeout(ctx, *timeout)
+					ctx, cancel := context.WithTimeout(ctx, o.timeout)
 					defer cancel()
-					return w.do(ctx, p, *dir, func(row int, v float64) { results[row].values[p] = append(results[row].values[p], v) })
+					return w.do(ctx, by, o.dir, func(row int, v float64) { results[row].values[by] = append(results[row].values[by], v) })
 				}()
+				if ctx.Err() != nil {
+					return errors.Join(failed, errInterrupted)
+				}
 				if err != nil {
-					return fmt.Errorf("%s of %s: %w", w.name, products[p].title, err)
+					err = fmt.Errorf("%s by %s, %d of %d: %w", w.name, titles[by], i+1, o.runs, err)
+					failed = errors.Join(failed, err)
+					fmt.Fprintln(os.Stderr, err)
+					continue
 				}
 				r.others = max(r.others, load())
-				fmt.Fprintf(os.Stderr, "%s: %s, %d of %d\n", w.name, products[p].title, i+1, *runs)
+				fmt.Fprintf(os.Stderr, "%s %s by %s, %d of %d, took %.0f s\n", time.Now().UTC().Format(time.TimeOnly), w.name, titles[by], i+1, o.runs, time.Since(start).Seconds())
 			}
 		}
 		r.results = append(r.results, results...)
 	}
-	fmt.Print(r.table())
-	if *svg == "" {
-		return nil
+	return failed
+}
+
+// turn returns who comes when in a run: each comes first as often as any other, and the order turns around, so that nobody always has
+// the same one before.
+func turn(by []string, run int) []string {
+	k := run / 2 % len(by)
+	t := slices.Concat(by[k:], by[:k])
+	if run%2 == 1 {
+		slices.Reverse(t)
 	}
-	return os.WriteFile(*svg, []byte(r.chart()), 0o644)
+	return t
 }

@@ -128,12 +128,13 @@ type nodesProcess struct {
 	dir    string // in memory
 }
 
-func startNodes() (*nodesProcess, error) {
-	dir, err := os.MkdirTemp("/dev/shm", "peers-nodes")
-	if err != nil {
+// startNodes starts the process. name is that of a new folder in memory for what they keep.
+func startNodes(name string) (*nodesProcess, error) {
+	dir := filepath.Join("/dev/shm", name)
+	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	cmd, in, out, err := child("nodes")
+	cmd, in, out, err := startChild("nodes", nil)
 	if err != nil {
 		os.RemoveAll(dir)
 		return nil, err

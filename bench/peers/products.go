@@ -11,7 +11,6 @@ import (
 
 // product is what both are asked for. All times are taken by the harness, which is the same for both.
 type product struct {
-	title string
 	// manage runs a manager in this process until ctx ends, and calls ready when it serves; it makes a cluster, joins the one that
 	// cfg names, or goes on with what is there.
 	manage func(ctx context.Context, cfg managerConfig, ready func()) error
@@ -26,14 +25,19 @@ type product struct {
 	join func(address, token, dir string, number, client int) (member, error)
 }
 
-// products are by their names; order is how tables show them.
-var (
-	products = map[string]product{
-		"warden":   {title: "Warden", manage: wardenManage, unlock: wardenUnlock, keyFile: "state/identity/node.key", creds: insecure.NewCredentials(), operator: wardenOperator, join: wardenJoin},
-		"swarmkit": {title: "SwarmKit", manage: swarmManage, keyFile: "state/certificates/swarm-node.key", creds: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}), operator: swarmOperator, join: swarmJoin},
-	}
-	order = []string{"warden", "swarmkit"}
-)
+// products are by their names.
+var products = map[string]product{
+	"warden":    {manage: wardenManage, unlock: wardenUnlock, keyFile: "state/identity/node.key", creds: insecure.NewCredentials(), operator: wardenOperator, join: wardenJoin},
+	"swarmkit":  swarmProduct(0),
+	"swarmkit2": swarmProduct(2),
+}
+
+// swarmProduct has an election timeout of so many ticks, which are seconds, to twice that; 0: the default, 10. 2 is the least that its raft
+// takes.
+func swarmProduct(electionTicks uint32) product {
+	return product{manage: swarmManage(electionTicks), keyFile: "state/certificates/swarm-node.key", creds: credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}),
+		operator: swarmOperator, join: swarmJoin}
+}
 
 // operator is what the harness does by a manager's local socket.
 type operator interface {
@@ -42,7 +46,7 @@ type operator interface {
 	// state returns how many workers have a live session and how many managers are reachable, and the leader's hostname.
 	state(ctx context.Context) (clusterState, error)
 	// create makes a service of tasks that run until they are stopped, each one where the fewest are. secret is the ID of one
-	// that each task has; empty: none.
+	// of the service's name that each task has; empty: none.
 	create(ctx context.Context, name string, replicas int, secret string) (id string, err error)
 	// running returns how many tasks of the service are running.
 	running(ctx context.Context, id string) (int, error)

@@ -19,11 +19,18 @@ import (
 	"google.golang.org/grpc"
 )
 
-// swarmManage runs a node that is a manager, as the engine does.
-func swarmManage(ctx context.Context, cfg managerConfig, ready func()) error {
+func swarmManage(electionTicks uint32) func(context.Context, managerConfig, func()) error {
+	return func(ctx context.Context, cfg managerConfig, ready func()) error {
+		return swarmRun(ctx, cfg, electionTicks, ready)
+	}
+}
+
+// swarmRun runs a node that is a manager, as the engine does.
+func swarmRun(ctx context.Context, cfg managerConfig, electionTicks uint32, ready func()) error {
 	n, err := swarmnode.New(&swarmnode.Config{
 		Hostname: cfg.Hostname, StateDir: filepath.Join(cfg.Dir, "state"), ListenControlAPI: cfg.Socket, ListenRemoteAPI: cfg.Listen, AdvertiseRemoteAPI: cfg.Listen,
 		JoinAddr: cfg.Join, JoinToken: cfg.Token, Executor: newSwarmNoop(cfg.Hostname), Availability: swarmapi.NodeAvailabilityDrain, UnlockKey: cfg.UnlockKey,
+		ElectionTick: electionTicks,
 	})
 	if err != nil {
 		return err
@@ -112,11 +119,7 @@ func (o swarmOp) state(ctx context.Context) (s clusterState, err error) {
 func (o swarmOp) create(ctx context.Context, name string, replicas int, secret string) (string, error) {
 	var refs []*swarmapi.SecretReference
 	if secret != "" {
-		reply, err := o.ctl.GetSecret(ctx, &swarmapi.GetSecretRequest{SecretID: secret})
-		if err != nil {
-			return "", err
-		}
-		refs = append(refs, &swarmapi.SecretReference{SecretID: secret, SecretName: reply.Secret.Spec.Annotations.Name,
+		refs = append(refs, &swarmapi.SecretReference{SecretID: secret, SecretName: name,
 			Target: &swarmapi.SecretReference_File{File: &swarmapi.FileTarget{Name: "secret", Mode: 0o400}}})
 	}
 	reply, err := o.ctl.CreateService(ctx, &swarmapi.CreateServiceRequest{Spec: &swarmapi.ServiceSpec{
