@@ -22,7 +22,11 @@ type fault struct {
 
 // faults are all that there are; a short run does each once, in an order that is drawn.
 var faults = []fault{
-	{"kill the leader", func(c *client) { c.killed(c.leader()) }},
+	{"kill the leader", func(c *client) {
+		l := c.leader()
+		defer c.burst(l)()
+		c.killed(l)
+	}},
 	{"kill a majority", func(c *client) { c.killed(c.drawn(c.managers, 2)...) }},
 	{"kill all managers", func(c *client) { c.killed(c.managers...) }},
 	{"kill a worker", func(c *client) { c.killed(c.drawn(c.workers, 1)...) }},
@@ -161,6 +165,24 @@ func (r *run) leader() (leader *member) {
 	return leader
 }
 
+// burst begins many calls at once, at other managers than this one, and returns what waits for their end: the answers of some are
+// lost when it is killed a moment later, and the managers ask again for them.
+func (c *client) burst(but *member) (wait func()) {
+	var calls sync.WaitGroup
+	for range callsInBurst {
+		caller := c.reader()
+		at := c.drawn(c.managers, len(c.managers))
+		if at[0] == but {
+			at = at[1:]
+		}
+		calls.Go(func() { caller.secret(at[0]) })
+	}
+	c.hold(time.Duration(c.rand.IntN(20)) * time.Millisecond)
+	return calls.Wait
+}
+
+const callsInBurst = 40
+
 // killed kills daemons, at once, and starts them again.
 func (c *client) killed(members ...*member) {
 	for _, m := range members {
@@ -195,17 +217,17 @@ func (c *client) paused(m *member) {
 
 const readsInPause = 30
 
-// awaitAnswer waits until a daemon that was started answers.
-func (r *run) awaitAnswer(m *member) {
-	testcluster.Await(r.t, limit, func() error {
+// awaitAnswer waits until a daemon answers, and returns what it says of itself.
+func (r *run) awaitAnswer(m *member) (info *api.InfoReply) {
+	testcluster.Await(r.t, limit, func() (err error) {
 		ctx, cancel := context.WithTimeout(r.t.Context(), time.Second)
 		defer cancel()
-		_, err := m.local.Info(ctx, &api.InfoRequest{})
-		if err != nil {
+		if info, err = m.local.Info(ctx, &api.InfoRequest{}); err != nil {
 			return fmt.Errorf("%s does not answer: %w", m.Name, err)
 		}
 		return nil
 	})
+	return info
 }
 
 func (r *run) nodeOf(m *member) *node {

@@ -396,11 +396,12 @@ func (c *client) wantLocked() {
 	for _, m := range c.managers {
 		m.Start()
 		m.isDown = false
-		ctx, cancel := context.WithTimeout(c.t.Context(), limit)
-		info, err := m.local.Info(ctx, &api.InfoRequest{})
-		if err != nil || info.State != "locked" || info.UnlockKeyId != id {
-			c.violated("I9", "%s was killed while autolock was on under key %s, and is %q under %q: %v", m.Name, id, info.GetState(), info.GetUnlockKeyId(), err)
+		info := c.awaitAnswer(m)
+		if info.State != "locked" || info.UnlockKeyId != id {
+			c.violated("I9", "%s was killed while autolock was on under key %s, and is %q under %q", m.Name, id, info.State, info.UnlockKeyId)
+			continue
 		}
+		ctx, cancel := context.WithTimeout(c.t.Context(), limit)
 		if reply, err := m.control.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_SECRET, Local: true}); err == nil {
 			c.violated("I9", "%s is locked and lists %d secrets", m.Name, len(reply.Objects))
 		}
