@@ -214,8 +214,8 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 		s.Liveness = m.liveness(id)
 		if c, ok := m.live.claim(id); ok {
 			s.SessionManager, s.SeenNs = c.manager, c.seen.UnixNano()
-			if skew := c.skew.Abs(); skew > warden.SkewWarn {
-				s.Message = fmt.Sprintf("its clock is %s off", skew.Round(time.Second))
+			if c.skew.Abs() > warden.SkewWarn {
+				s.Message = m.skewed(c)
 			}
 		}
 		if a := m.live.alarm(id); a != "" {
@@ -229,6 +229,19 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 		}
 	}
 	return out
+}
+
+// skewed says how far a node's clock is from that of the manager that has its session: either may be out.
+func (m *Manager) skewed(c claim) string {
+	manager := c.manager
+	if n := m.store.View().Node(manager); n != nil {
+		manager = n.GetHostname()
+	}
+	way := "ahead of"
+	if c.skew < 0 {
+		way = "behind"
+	}
+	return fmt.Sprintf("its clock is %s %s that of manager %s", c.skew.Abs().Round(time.Second), way, manager)
 }
 
 // housekeeping removes what time has made useless, while this manager leads.

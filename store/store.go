@@ -153,7 +153,7 @@ func (s *Store) stamp() (int64, error) {
 		last := max(proposed, s.View().Time())
 		if last-now > int64(warden.SkewMax) {
 			return 0, warden.Hint(warden.Errorf(warden.CodeClock, "refusing to propose", "this manager's clock says %s, the last command was made at %s",
-				time.Unix(0, now).UTC().Format(time.RFC3339), time.Unix(0, last).UTC().Format(time.RFC3339)), "set the clocks of the managers right")
+				time.Unix(0, now).UTC().Format(time.RFC3339), time.Unix(0, last).UTC().Format(time.RFC3339)), "set this manager's clock right; if it is, that command was made by a leader whose clock was ahead, and changes are refused until that time")
 		}
 		if t := max(now, last); s.lastTime.CompareAndSwap(proposed, t) {
 			return t, nil

@@ -251,6 +251,9 @@ func TestScreens(t *testing.T) {
 	show("status of a manager", manager.write(&out, testNow))
 	worker := &health{info: &api.InfoReply{State: "running", NodeId: nodes[0].Id, Role: api.Role_ROLE_WORKER, Zone: "pci", Hostname: "w2", LeafNotAfterNs: before(time.Hour)}}
 	show("status of a lost worker", worker.write(&out, testNow))
+	early := &health{info: &api.InfoReply{State: "running", NodeId: nodes[0].Id, Role: api.Role_ROLE_WORKER, Zone: "pci", Hostname: "w2", SessionManager: nodes[1].Id,
+		SessionSinceNs: before(time.Minute), LeafNotBeforeNs: testNow.Add(time.Hour).UnixNano(), LeafNotAfterNs: testNow.Add(48 * time.Hour).UnixNano()}}
+	show("status of a worker whose clock is behind", early.write(&out, testNow))
 	locked := &health{info: &api.InfoReply{State: "locked", NodeId: nodes[1].Id, Hostname: "m1", UnlockKeyId: "key0000001"}}
 	show("status of a locked manager", locked.write(&out, testNow))
 	mute := &health{info: &api.InfoReply{State: "running", Role: api.Role_ROLE_MANAGER, NodeId: nodes[1].Id, Hostname: "m1"}, clusterErr: warden.Errorf(warden.CodeTimeout, "asking", "no answer")}

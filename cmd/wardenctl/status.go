@@ -107,6 +107,9 @@ func (h *health) unwell(now time.Time) []string {
 		if h.info.GetSessionManager() == "" && h.info.GetRole() == api.Role_ROLE_WORKER {
 			reasons = append(reasons, "this node has no session with any manager")
 		}
+		if begin := h.info.GetLeafNotBeforeNs(); begin > now.UnixNano() {
+			reasons = append(reasons, "this node's certificate is valid from "+moment(begin)+", now it is "+moment(now.UnixNano())+": set the clock right")
+		}
 		if end := h.info.GetLeafNotAfterNs(); end != 0 && end < now.UnixNano() {
 			reasons = append(reasons, "this node's certificate ended at "+moment(end)+", now it is "+moment(now.UnixNano()))
 		}

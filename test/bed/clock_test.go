@@ -111,19 +111,31 @@ func TestClocks(t *testing.T) {
 		testcluster.Await(t, limit, func() error { return create(fmt.Sprintf("while-%d", i)) })
 		testcluster.Await(t, limit, func() error {
 			out, stderr, code := other.Try("status")
-			if code == 0 || !strings.Contains(out, fmt.Sprintf("its clock is %s off", c.by.Abs())) {
+			if code == 0 || !saysSkewed(out, c.at, c.by) {
 				return fmt.Errorf("%s: status = exit %d, and does not say so:\n%s%s", when, code, out, stderr)
 			}
 			return nil
 		})
 		c.at.Kill()
-		c.at.StartOnly()
+		c.at.Start()
 		if err := create(fmt.Sprintf("restarted-%d", i)); err != nil {
 			t.Errorf("%s: %v", when, err)
+		}
+		if out, _, _ := c.at.Try("status", "--timeout", "5s"); c.by < 0 && !strings.Contains(out, "this node's certificate is valid from") {
+			t.Errorf("%s: its status does not say so:\n%s", when, out)
 		}
 		c.at.Skew(0)
 		asBefore(when)
 	}
+
+	// A worker that was started while its clock was behind gets secrets as soon as it is right.
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("s3cret"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	other.Ctl("secret", "create", "password", secret)
+	other.Ctl("service", "create", "--name", "secretive", "--secret", "password", "host", "sleep", "31536001")
+	awaitTasks(t, other, "secretive", 1)
 
 	lead = awaitLeader(t, other, m)
 	lead.Skew(-3 * time.Hour)
@@ -140,6 +152,23 @@ func TestClocks(t *testing.T) {
 	if out := other.Ctl("zone", "ls"); strings.Contains(out, "never") {
 		t.Errorf("a zone that was refused is there:\n%s", out)
 	}
+}
+
+// saysSkewed reports whether a status says that a host's clock is so far ahead of a manager's, or, where it is a manager, another
+// node's so far behind its own.
+func saysSkewed(status string, h *bed.Host, by time.Duration) bool {
+	own, others := "ahead of", "behind"
+	if by < 0 {
+		own, others = others, own
+	}
+	for line := range strings.Lines(status) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, h.Name+" (") && strings.Contains(line, fmt.Sprintf("its clock is %s %s that of manager ", by.Abs(), own)) ||
+			strings.HasSuffix(line, fmt.Sprintf("its clock is %s %s that of manager %s", by.Abs(), others, h.Name)) {
+			return true
+		}
+	}
+	return false
 }
 
 // pids returns the processes of a host whose command line begins with the mark.
