@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,18 +58,33 @@ func cpus() (lines []string) {
 	return lines
 }
 
-// busyCPU returns the time that all cores were not idle.
+// busyCPU returns the time that all cores were not idle, but for what the kernel's own threads took: they mostly work for whoever is
+// measured.
 func busyCPU() (sum time.Duration) {
-	const tick = time.Second / 100 // USER_HZ
 	for _, line := range cpus() {
 		for i, word := range strings.Fields(line)[1:] {
 			if n, err := strconv.Atoi(word); err == nil && i < 8 && i != 3 && i != 4 { // not idle, iowait; guest is in user
-				sum += time.Duration(n) * tick
+				sum += time.Duration(n) * userHZ
+			}
+		}
+	}
+	all, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, path := range all {
+		b, _ := os.ReadFile(path) // one that has ended has none
+		words := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+		if len(words) < 13 || words[1] != "2" { // not a child of kthreadd
+			continue
+		}
+		for _, word := range words[11:13] { // utime, stime
+			if n, err := strconv.Atoi(word); err == nil {
+				sum -= time.Duration(n) * userHZ
 			}
 		}
 	}
 	return sum
 }
+
+const userHZ = time.Second / 100
 
 func ownCPU() (sum time.Duration) {
 	for _, who := range []int{syscall.RUSAGE_SELF, syscall.RUSAGE_CHILDREN} {

@@ -54,17 +54,22 @@ type options struct {
 	only, dir     string
 	svg, markdown string
 	quick         bool
+	again         int
 	timeout       time.Duration
+	within        time.Duration
+	watch         func() func() float64 // watchLoad
 }
 
 func run(ctx context.Context) error {
-	var o options
+	o := options{watch: watchLoad}
 	flag.IntVar(&o.runs, "runs", 0, "how often each is measured, in turns (default: 5, with -quick 1)")
 	flag.StringVar(&o.only, "only", "", "comma-separated names of what is measured (default: all)")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "folder on a disk for what managers and engines keep; a short path, since sockets are in it")
 	flag.StringVar(&o.svg, "svg", "", "file for the chart")
 	flag.StringVar(&o.markdown, "md", "", "file for the table as Markdown")
 	flag.BoolVar(&o.quick, "quick", false, "a little of everything, to see that it works: no figures to be published")
+	flag.IntVar(&o.again, "again", 0, "how often a measurement is taken again while others take more than 5% of the machine")
+	flag.DurationVar(&o.within, "within", 0, "begin no run that would not end within this time from the start (default: no bound)")
 	flag.DurationVar(&o.timeout, "timeout", 3*time.Minute, "for one measurement")
 	flag.Parse()
 	if o.runs == 0 {
@@ -79,6 +84,7 @@ func run(ctx context.Context) error {
 	if err := onDisk(o.dir); err != nil {
 		return err
 	}
+	r := report{machine: fmt.Sprintf("%s, %d cores, %s", cpuModel(), runtime.NumCPU(), runtime.Version()), quick: o.quick, began: time.Now()}
 	s := full
 	if o.quick {
 		s = quick
@@ -96,9 +102,8 @@ func run(ctx context.Context) error {
 			return fmt.Errorf("preparing %s, which -only can leave out: %w", dockerWork, err)
 		}
 	}
-	r := report{machine: fmt.Sprintf("%s, %d cores, %s", cpuModel(), runtime.NumCPU(), runtime.Version()), runs: o.runs, quick: o.quick, began: time.Now()}
 	err = o.measure(ctx, chosen, &r)
-	if len(r.results) > 0 {
+	if r.runs > 0 {
 		fmt.Print(r.table())
 		if o.svg != "" {
 			err = errors.Join(err, os.WriteFile(o.svg, []byte(r.chart()), 0o644))
@@ -129,39 +134,70 @@ func choose(all []work, only string) (chosen []work, err error) {
 	return chosen, nil
 }
 
-// measure adds the results of all works to the report. A measurement that fails is told, and the others go on: a row with fewer values
-// says so. An interrupt ends it.
+// measure takes all measurements again and again, and adds each run's to the report when it is whole. A measurement that fails is told, and
+// the others go on. An interrupt ends it, and so does within: no run begins that would not end in time, taken as long as the longest.
 func (o options) measure(ctx context.Context, chosen []work, r *report) (failed error) {
 	for _, w := range chosen {
-		results := make([]result, len(w.rows))
-		for i := range results {
-			results[i] = result{row: w.rows[i], values: map[string][]float64{}}
+		for _, row := range w.rows {
+			r.results = append(r.results, result{row: row, values: map[string][]float64{}})
 		}
-		for i := range o.runs {
+	}
+	var longest time.Duration
+	for i := range o.runs {
+		began := time.Now()
+		others, k := 0.0, 0
+		var whole []func()
+		for _, w := range chosen {
+			results := r.results[k : k+len(w.rows)]
+			k += len(w.rows)
 			for _, by := range turn(w.by, i) {
-				unix.Sync() // what others wrote is not written while this is measured
-				start, load := time.Now(), watchLoad()
-				err := func() error {
-					ctx, cancel := context.WithTimeout(ctx, o.timeout)
-					defer cancel()
-					return w.do(ctx, by, o.dir, func(row int, v float64) { results[row].values[by] = append(results[row].values[by], v) })
-				}()
+				values, load, err := o.once(ctx, w, by, i)
 				if ctx.Err() != nil {
 					return errors.Join(failed, errInterrupted)
 				}
-				if err != nil {
-					err = fmt.Errorf("%s by %s, %d of %d: %w", w.name, titles[by], i+1, o.runs, err)
-					failed = errors.Join(failed, err)
-					fmt.Fprintln(os.Stderr, err)
-					continue
-				}
-				r.others = max(r.others, load())
-				fmt.Fprintf(os.Stderr, "%s %s by %s, %d of %d, took %.0f s\n", time.Now().UTC().Format(time.TimeOnly), w.name, titles[by], i+1, o.runs, time.Since(start).Seconds())
+				failed = errors.Join(failed, err)
+				others = max(others, load)
+				whole = append(whole, func() {
+					for row, v := range values {
+						results[row].values[by] = append(results[row].values[by], v)
+					}
+				})
 			}
 		}
-		r.results = append(r.results, results...)
+		for _, add := range whole {
+			add()
+		}
+		r.runs, r.others = r.runs+1, max(r.others, others)
+		longest = max(longest, time.Since(began))
+		if o.within > 0 && time.Since(r.began)+longest > o.within {
+			break
+		}
 	}
 	return failed
+}
+
+// once takes one measurement and returns its values by row, and which share of the machine others took meanwhile. Where that is too much
+// it is taken again, whatever it gave, if there are tries left.
+func (o options) once(ctx context.Context, w work, by string, run int) (values map[int]float64, others float64, err error) {
+	for try := 0; ; try++ {
+		unix.Sync() // what others wrote is not written while this is measured
+		values = map[int]float64{}
+		start, load := time.Now(), o.watch()
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, o.timeout)
+			defer cancel()
+			return w.do(ctx, by, o.dir, func(row int, v float64) { values[row] = v })
+		}()
+		others = load()
+		fmt.Fprintf(os.Stderr, "%s run %d: %s by %s: %.0f s, others %.0f%%\n", time.Now().UTC().Format(time.TimeOnly), run+1, w.name, titles[by], time.Since(start).Seconds(), others*100)
+		if err != nil && ctx.Err() == nil {
+			err = fmt.Errorf("run %d: %s by %s: %w", run+1, w.name, titles[by], err)
+			fmt.Fprintln(os.Stderr, err)
+		}
+		if err != nil || others <= loaded || try == o.again {
+			return values, others, err
+		}
+	}
 }
 
 // turn returns who comes when in a run: each comes first as often as any other, and the order turns around, so that nobody always has

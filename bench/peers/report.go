@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
 	"html"
 	"slices"
@@ -31,9 +30,14 @@ type result struct {
 const loaded = 0.05
 
 // head says where and when, and whether the figures may be believed.
-func (r report) head() string {
-	s := fmt.Sprintf("%s; %s; %d runs in turns; others took up to %.0f%% of the machine",
-		r.began.UTC().Format("2006-01-02 15:04 UTC"), r.machine, r.runs, r.others*100)
+func (r report) head() string { return r.place() + "; " + r.trust() }
+
+func (r report) place() string {
+	return r.began.UTC().Format("2006-01-02 15:04 UTC") + "; " + r.machine
+}
+
+func (r report) trust() string {
+	s := fmt.Sprintf("%d runs in turns; others took up to %.0f%% of the machine", r.runs, r.others*100)
 	if r.others > loaded {
 		s += ": LOADED, not to be published"
 	}
@@ -160,8 +164,8 @@ text{font:12px system-ui,sans-serif;fill:#1f2328}.small{font-size:11px;fill:#596
 // and both in numbers.
 func (r report) chart() string {
 	const (
-		left, wide, right   = 350, 330, 330
-		bar, gap, top, tail = 18, 14, 60, 12
+		left, wide, right   = 380, 320, 320
+		bar, gap, top, tail = 18, 14, 76, 4
 	)
 	var b strings.Builder
 	text := func(x float64, y int, class, anchor, s string) {
@@ -170,8 +174,9 @@ func (r report) chart() string {
 	height := top + len(r.results)*(2*bar+gap) + tail
 	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 %d %d" width="%d" height="%d" role="img">`+"\n", left+wide+right, height, left+wide+right, height)
 	fmt.Fprintf(&b, "<title>%s</title>\n%s", html.EscapeString(titles[first]+" and others at the same work"), style)
-	text(8, 18, "small", "start", r.head())
-	text(8, 36, "small", "start", "Bar: median. Line: least to most. Each row has a scale of its own.")
+	text(8, 16, "small", "start", r.place())
+	text(8, 33, "small", "start", r.trust())
+	text(8, 50, "small", "start", "Bar: median. Line: least to most. Each row has a scale of its own.")
 	y := top
 	for _, res := range r.results {
 		fmt.Fprintf(&b, `<line x1="8" x2="%d" y1="%d" y2="%d" class="rule"/>`+"\n", left+wide+right-8, y-gap/2, y-gap/2)
@@ -179,8 +184,11 @@ func (r report) chart() string {
 		if res.more {
 			hint = res.unit + ", more is better"
 		}
+		if verdict := res.verdict(); verdict != "" {
+			hint += "; " + titles[first] + " is " + verdict
+		}
 		text(8, y+13, "", "start", res.what)
-		text(8, y+bar+12, "small", "start", cmp.Or(strings.TrimSpace(hint+"; "+titles[first]+" is "+res.verdict()), hint))
+		text(8, y+bar+12, "small", "start", hint)
 		scale := 0.0
 		for _, by := range []string{first, res.against} {
 			if len(res.values[by]) > 0 {
@@ -200,7 +208,7 @@ func (r report) chart() string {
 				fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.1f" height="%d" rx="2" class="%s"/>`, left, y+1, max(1, median/scale*wide), bar-4, class)
 				fmt.Fprintf(&b, `<line x1="%.1f" x2="%.1f" y1="%d" y2="%d" class="spread"/>`+"\n", px(least), px(most), y+bar/2-1, y+bar/2-1)
 				m, spread := r.cells(v)
-				label, end = fmt.Sprintf("%s %s (%s)", titles[by], m, spread), px(most)
+				label, end = fmt.Sprintf("%s: %s (%s)", titles[by], m, spread), px(most)
 			}
 			text(end+7, y+bar-5, "value", "start", label)
 			y += bar

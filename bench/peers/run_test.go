@@ -129,7 +129,7 @@ func TestQuick(t *testing.T) {
 		t.Fatalf("%v\n%s", err, p.stderr.String())
 	}
 	table := p.stdout.String()
-	for _, want := range []string{"QUICK", "128 at a time", "500 tasks stopped, started", "SwarmKit", "times better"} {
+	for _, want := range []string{"QUICK", "128 at a time", "500 tasks stopped and restarted", "SwarmKit", "times better"} {
 		if !strings.Contains(table, want) {
 			t.Errorf("no %q in\n%s", want, table)
 		}

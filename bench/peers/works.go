@@ -61,7 +61,7 @@ func works(s sizes, k *kit) (all []work) {
 		return []row{{what: fmt.Sprintf("service of %s tasks runs on %d nodes", commas(n), s.nodes), unit: "s"}}
 	}
 	restarted := func(how string) row {
-		return row{what: fmt.Sprintf("locked manager of %s tasks %s: takes a write again", commas(s.large), how), unit: "s"}
+		return row{what: fmt.Sprintf("locked manager of %s tasks %s and restarted", commas(s.large), how), unit: "s"}
 	}
 	all = []work{
 		{name: "join", rows: joins, do: s.join},
@@ -71,7 +71,7 @@ func works(s sizes, k *kit) (all []work) {
 		{name: "secret", rows: []row{{what: fmt.Sprintf("secret created and with a task on each of %d nodes", s.nodes), unit: "s"}}, do: s.secret},
 		{name: "write1", rows: writes("1 manager"), do: s.write(1)},
 		{name: "write3", rows: writes("3 managers"), do: s.write(3)},
-		{name: "restart", rows: []row{restarted("killed, started"), restarted("stopped, started")}, do: s.restart},
+		{name: "restart", rows: []row{restarted("killed"), restarted("stopped")}, do: s.restart},
 		{name: "memory", rows: []row{{what: fmt.Sprintf("memory of an idle agent, of %d", s.agents), unit: "KiB"}}, do: s.memory},
 	}
 	for i := range all {
