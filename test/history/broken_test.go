@@ -4,6 +4,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/anishathalye/porcupine"
@@ -104,5 +105,18 @@ func TestChecker(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestNeedles finds each value wherever it is, and nothing else.
+func TestNeedles(t *testing.T) {
+	n := newNeedles(map[string]string{"abcdef": "one", "abcxyz": "two", "\x00\x01\x02": "three"})
+	for in, want := range map[string][]string{
+		"": nil, "ab": nil, "abc": nil, "abcde": nil, "abcdef": {"one"}, "..abcdef": {"one"}, "ababcdef.": {"one"}, "abcabcxyz": {"two"},
+		"abcxyzabcdefabcdef": {"two", "one"}, "\xff\x00\x01\x02": {"three"}, "abcdeabcde": nil,
+	} {
+		if got := n.in([]byte(in)); !slices.Equal(got, want) {
+			t.Errorf("in(%q) = %q, want %q", in, got, want)
+		}
 	}
 }

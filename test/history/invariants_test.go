@@ -189,14 +189,43 @@ func (r *run) wantSoundReplica(ctx context.Context, m *member) {
 
 // wantClean wants nothing that was planted in b.
 func (r *run) wantClean(b []byte, where string) {
-	r.mu.Lock()
-	planted := maps.Clone(r.planted)
-	r.mu.Unlock()
-	for value, what := range planted {
-		if bytes.Contains(b, []byte(value)) {
-			r.violated("I10", "%s is in %s", what, where)
+	for _, what := range r.planted().in(b) {
+		r.violated("I10", "%s is in %s", what, where)
+	}
+}
+
+// needles finds values of at least three bytes, in one pass however many there are.
+type needles struct {
+	values   map[string]string   // what each is
+	byPrefix map[uint32][]string // by their first three bytes
+	has      []uint64            // one bit for each such prefix
+}
+
+func newNeedles(values map[string]string) *needles {
+	n := &needles{values, map[uint32][]string{}, make([]uint64, 1<<24/64)}
+	for value := range values {
+		p := uint32(value[0])<<16 | uint32(value[1])<<8 | uint32(value[2])
+		n.byPrefix[p] = append(n.byPrefix[p], value)
+		n.has[p/64] |= 1 << (p % 64)
+	}
+	return n
+}
+
+// in returns what is in b.
+func (n *needles) in(b []byte) (found []string) {
+	p := uint32(0)
+	for i, c := range b {
+		p = (p<<8 | uint32(c)) & (1<<24 - 1)
+		if i < 2 || n.has[p/64]&(1<<(p%64)) == 0 {
+			continue
+		}
+		for _, value := range n.byPrefix[p] {
+			if bytes.HasPrefix(b[i-2:], []byte(value)) && !slices.Contains(found, n.values[value]) {
+				found = append(found, n.values[value])
+			}
 		}
 	}
+	return found
 }
 
 // plantEncoded plants what the canary of secrets looks like in the usual encodings: base64 shows all but its edges, by where it begins.
@@ -263,7 +292,7 @@ func (r *run) wantSameReplicas() {
 		for i, state := range states[1:] {
 			for k, reply := range state {
 				if !proto.Equal(reply, states[0][k]) {
-					r.violated("replicas", "%s and %s show different lists of %s at index %d:\n%v\n%v", r.managers[0].Name, r.managers[i+1].Name, kinds[k], indexes[0], states[0][k], reply)
+					r.violated("replicas", "%s and %s show different lists of %s at index %d:\n%.2000v\n%.2000v", r.managers[0].Name, r.managers[i+1].Name, kinds[k], indexes[0], states[0][k], reply)
 				}
 			}
 		}

@@ -74,7 +74,7 @@ func (c *client) token(at *member) bool {
 			_, err := at.control.RevokeToken(ctx, &api.ReferenceRequest{Reference: t.token.ID})
 			return 0, nil, err
 		})
-		return sent
+		return sent && c.joinAtOnce(t) // where it may not be known yet
 	default:
 		return c.readToken(at, t)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"maps"
 	mathrand "math/rand/v2"
 	"slices"
 	"strings"
@@ -65,8 +66,9 @@ type run struct {
 	tags, readers     atomic.Uint64
 	diskFull          atomic.Bool // somewhere: calls may fail for that
 
-	mu       sync.Mutex // guards all below
-	planted  map[string]string
+	mu       sync.Mutex        // guards all below
+	secret   map[string]string // what nobody may find anywhere, and what it is
+	needles  *needles          // of these; nil: made when needed
 	keys     map[string]string // unlock keys, by ID
 	locked   time.Time         // when the lock was changed last
 	observed map[string]bool   // what was said to be violated: each is said once
@@ -89,7 +91,17 @@ func (r *run) violated(invariant, format string, args ...any) {
 func (r *run) plant(what, value string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.planted[value] = what
+	r.secret[value], r.needles = what, nil
+}
+
+// planted finds what was planted.
+func (r *run) planted() *needles {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.needles == nil {
+		r.needles = newNeedles(maps.Clone(r.secret))
+	}
+	return r.needles
 }
 
 // value is what a secret gets by a call: it says which one, and where it may be.
@@ -105,11 +117,11 @@ func (r *run) newUnlockKey() (id string, recipient []byte) {
 	}
 	to := key.Recipient()
 	_ = key.Text().Use(func(text []byte) error {
+		parts := strings.Split(string(text), "-")
+		r.plant("unlock key "+to.KeyID(), slices.MaxFunc(parts, func(a, b string) int { return len(a) - len(b) }))
 		r.mu.Lock()
 		defer r.mu.Unlock()
 		r.keys[to.KeyID()] = string(text)
-		parts := strings.Split(string(text), "-")
-		r.planted[slices.MaxFunc(parts, func(a, b string) int { return len(a) - len(b) })] = "unlock key " + to.KeyID()
 		return nil
 	})
 	return to.KeyID(), to[:]
@@ -279,7 +291,7 @@ func (p *nodePool) ever() []*node {
 func newRun(t *testing.T) *run {
 	b := bed.New(t)
 	h := newHistory()
-	r := &run{t: t, bed: b, history: h, planted: map[string]string{}, keys: map[string]string{}, observed: map[string]bool{}}
+	r := &run{t: t, bed: b, history: h, secret: map[string]string{}, keys: map[string]string{}, observed: map[string]bool{}}
 	random := make([]byte, 8)
 	rand.Read(random)
 	r.canary = "canary-" + hex.EncodeToString(random)
