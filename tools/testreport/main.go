@@ -33,6 +33,9 @@ func run(argv []string) error {
 		return errors.New("want the command that runs the tests")
 	}
 	tmp, err := os.MkdirTemp("", "wt-") // short: paths of sockets are bounded
+	if err == nil {
+		err = os.Chmod(tmp, 0o777|os.ModeSticky) // as /tmp: some tests run as other users
+	}
 	if err != nil {
 		return err
 	}
