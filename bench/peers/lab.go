@@ -161,6 +161,10 @@ func removeCgroups(name string) (failed error) {
 
 // serveLab is the main of a lab's process 1.
 func serveLab() {
+	if os.Getpid() != 1 { // or endAll would end all of the machine
+		fmt.Fprintln(os.Stderr, "a lab is process 1 of a namespace of its own")
+		os.Exit(1)
+	}
 	var cfg labConfig
 	in := bufio.NewReader(os.Stdin)
 	line, err := in.ReadBytes('\n')
@@ -184,6 +188,9 @@ func serveLab() {
 
 // endAll ends and reaps all other processes of the namespace. The kernel would end them, too, but not count the time that they took as ours.
 func endAll() {
+	if os.Getpid() != 1 {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	_ = await(ctx, "all have ended", 10*time.Millisecond, func(context.Context) (bool, error) {

@@ -70,7 +70,7 @@ func run(ctx context.Context) error {
 	flag.BoolVar(&o.quick, "quick", false, "a little of everything, to see that it works: no figures to be published")
 	flag.IntVar(&o.again, "again", 0, "how often a measurement is taken again while others take more than 5% of the machine")
 	flag.DurationVar(&o.within, "within", 0, "begin no run that would not end within this time from the start (default: no bound)")
-	flag.DurationVar(&o.timeout, "timeout", 3*time.Minute, "for one measurement")
+	flag.DurationVar(&o.timeout, "timeout", 5*time.Minute, "for one measurement")
 	flag.Parse()
 	if o.runs == 0 {
 		o.runs = 5

@@ -103,6 +103,17 @@ func (p *program) folders() (names []string) {
 	return names
 }
 
+// contains wants a container to have a cgroup.
+func (p *program) contains() error {
+	var found []string
+	for _, name := range p.folders() {
+		v1, _ := filepath.Glob("/sys/fs/cgroup/*/" + name + "/*/cgroup.procs")
+		v2, _ := filepath.Glob("/sys/fs/cgroup/" + name + "/*/cgroup.procs")
+		found = append(found, append(v1, v2...)...)
+	}
+	return want(found, 1)
+}
+
 // needEngine skips where no engine can be started.
 func needEngine(t *testing.T) {
 	t.Helper()
@@ -160,7 +171,7 @@ func TestInterruptLeavesNothing(t *testing.T) {
 		{"restart", func(p *program) error { return glob(p.dir + "/*/m0/sock") }, syscall.SIGINT},
 		{dockerWork, func(p *program) error { return want(p.processes(), 2) }, syscall.SIGINT},
 		{dockerWork, func(p *program) error { return glob(p.dir + "/*/docker.sock") }, syscall.SIGTERM},
-		{dockerWork, func(p *program) error { return glob(p.dir + "/*/data/containers/*/config.v2.json") }, syscall.SIGINT},
+		{dockerWork, (*program).contains, syscall.SIGINT},
 	} {
 		t.Run(c.work, func(t *testing.T) {
 			if c.work == dockerWork {
@@ -190,7 +201,7 @@ func TestInterruptLeavesNothing(t *testing.T) {
 func TestKilledEndsChildren(t *testing.T) {
 	for work, moment := range map[string]func(p *program) error{
 		"write3":   func(p *program) error { return want(p.processes(), 4) },
-		dockerWork: func(p *program) error { return glob(p.dir + "/*/data/containers/*/config.v2.json") },
+		dockerWork: (*program).contains,
 	} {
 		t.Run(work, func(t *testing.T) {
 			if work == dockerWork {
@@ -209,6 +220,16 @@ func TestKilledEndsChildren(t *testing.T) {
 				os.RemoveAll(filepath.Join("/dev/shm", name))
 			}
 		})
+	}
+}
+
+// TestLabIsProcessOne: a lab ends all processes that it sees, so it must not see the machine's.
+func TestLabIsProcessOne(t *testing.T) {
+	p := newProgram(t)
+	p.Env = append(p.Env, childEnv+"=lab")
+	p.Stdin = strings.NewReader("") // were it to begin, it would fail here
+	if err := p.Run(); err == nil || !strings.Contains(p.stderr.String(), "process 1") {
+		t.Errorf("it ended with %v: %s", err, p.stderr.String())
 	}
 }
 
