@@ -61,6 +61,8 @@ var may = map[string]string{
 	"executor/process/helper": "executor/process",
 	"test/bed/clock":          "",
 	"test/bed/containers":     "",
+	"test/adversary":          "",
+	"test/adversary/intruder": "",
 }
 
 // TestImports holds the layers: what a package may know of.

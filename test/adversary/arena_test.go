@@ -1,0 +1,466 @@
+package adversary
+
+import (
+	"context"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"warden"
+	"warden/api"
+	"warden/autolock"
+	"warden/ca"
+	"warden/internal/testcluster"
+	"warden/join"
+	"warden/tokens"
+)
+
+// arena is a cluster of real daemons that is attacked: three managers, of which m[0] leads and is the one that is attacked, and two
+// workers.
+type arena struct {
+	*testcluster.Cluster
+	m       [3]*testcluster.Host
+	w       [2]*testcluster.Host
+	metrics map[*testcluster.Host]string // where each shows its metrics
+	token   tokens.Token                 // a worker's, for honest joiners
+	rounds  int
+	quiet   work // what honest work takes without an attack
+}
+
+func newArena(t testing.TB) *arena {
+	t.Helper()
+	testcluster.Root(t)
+	a := &arena{Cluster: testcluster.New(t), metrics: map[*testcluster.Host]string{}}
+	host := func(name string) *testcluster.Host {
+		at := freePort(t)
+		h := a.Host(name, "--metrics", at)
+		a.metrics[h] = at
+		return h
+	}
+	for i := range a.m {
+		a.m[i] = host(fmt.Sprintf("m%d", i+1))
+	}
+	for i := range a.w {
+		a.w[i] = host(fmt.Sprintf("w%d", i+1))
+	}
+	m := a.m[0]
+	m.Ctl("swarm", "init")
+	managers, workers := m.Token("manager"), m.Token("worker")
+	a.m[1].Join(managers, m)
+	a.m[2].Join(managers, m)
+	for _, w := range a.w {
+		w.Join(workers, m) // and so its session is with m
+	}
+	var err error
+	if a.token, err = tokens.Parse(workers); err != nil {
+		t.Fatal(err)
+	}
+	a.awaitVoters(t, 3)
+	a.awaitReady(t, 5)
+	a.quiet = a.honest(t, 3)
+	return a
+}
+
+// freePort returns an address on loopback that nobody listens on.
+func freePort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+func (a *arena) awaitVoters(t testing.TB, n int) {
+	t.Helper()
+	testcluster.Await(t, 30*time.Second, func() error {
+		if v := a.value(a.m[0], "warden_raft_voters"); v != float64(n) {
+			return fmt.Errorf("%v managers have a vote", v)
+		}
+		return nil
+	})
+}
+
+func (a *arena) awaitReady(t testing.TB, n int) {
+	t.Helper()
+	testcluster.Await(t, 30*time.Second, func() error {
+		if v := a.value(a.m[0], `warden_leader_nodes{liveness="ready"}`); v != float64(n) {
+			return fmt.Errorf("%v nodes are ready", v)
+		}
+		return nil
+	})
+}
+
+var plain = http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+
+// scrape returns a daemon's metrics.
+func (a *arena) scrape(h *testcluster.Host) string {
+	resp, err := plain.Get("http://" + a.metrics[h] + "/metrics")
+	if err != nil {
+		return ""
+	}
+	defer resp.Body.Close()
+	b, _ := io.ReadAll(resp.Body)
+	return string(b)
+}
+
+// value returns a series' value, 0 where there is none.
+func (a *arena) value(h *testcluster.Host, series string) float64 {
+	m := regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(series) + ` (\S+)$`).FindStringSubmatch(a.scrape(h))
+	if m == nil {
+		return 0
+	}
+	v, _ := strconv.ParseFloat(m[1], 64)
+	return v
+}
+
+// refusals returns how much was refused at a manager's door, with a code.
+func (a *arena) refusals(h *testcluster.Host, door string, code warden.Code) float64 {
+	return a.value(h, fmt.Sprintf(`warden_door_refusals_total{code="%s",door="%s"}`, code, door))
+}
+
+// counted waits until at least n more were refused than before.
+func (a *arena) counted(t testing.TB, h *testcluster.Host, door string, code warden.Code, before float64, n int) {
+	t.Helper()
+	testcluster.Await(t, 20*time.Second, func() error {
+		if got := a.refusals(h, door, code) - before; got < float64(n) {
+			return fmt.Errorf("%v counted at door %s with code %s, want %d at least", got, door, code, n)
+		}
+		return nil
+	})
+}
+
+// memory returns a field of /proc/PID/status in MiB.
+func memory(h *testcluster.Host, field string) int {
+	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", h.Pid()))
+	m := regexp.MustCompile(field + `:\s+(\d+) kB`).FindSubmatch(b)
+	if m == nil {
+		return -1
+	}
+	n, _ := strconv.Atoi(string(m[1]))
+	return n >> 10
+}
+
+// descriptors returns how many the daemon has open.
+func descriptors(h *testcluster.Host) int {
+	fds, _ := os.ReadDir(fmt.Sprintf("/proc/%d/fd", h.Pid()))
+	return len(fds)
+}
+
+// work is how long honest work took, by what it was.
+type work map[string][]time.Duration
+
+func (w work) add(o work) {
+	for what, d := range o {
+		w[what] = append(w[what], d...)
+	}
+}
+
+func (w work) median(what string) time.Duration {
+	d := slices.Sorted(slices.Values(w[what]))
+	return d[len(d)/2]
+}
+
+func (w work) String() string {
+	var b strings.Builder
+	for _, what := range []string{"secret", "list", "join", "task"} {
+		if d := slices.Sorted(slices.Values(w[what])); len(d) > 0 {
+			fmt.Fprintf(&b, " %s %s (most %s)", what, d[len(d)/2].Round(time.Millisecond), d[len(d)-1].Round(time.Millisecond))
+		}
+	}
+	return b.String()
+}
+
+// honest does what honest people and nodes do, n times: a secret is made, nodes are listed, a node joins by way of the attacked
+// manager, a task is started on w1. Any error fails the test.
+func (a *arena) honest(t testing.TB, n int) work {
+	t.Helper()
+	m, took := a.m[0], work{}
+	do := func(what string, f func() error) {
+		t.Helper()
+		start := time.Now()
+		if err := f(); err != nil {
+			t.Errorf("honest work: %s: %v", what, err)
+		}
+		took[what] = append(took[what], time.Since(start))
+	}
+	ctl := func(stdin string, args ...string) error {
+		if _, stderr, code := m.TryIn(stdin, args...); code != 0 {
+			return fmt.Errorf("%s: %s", strings.Join(args, " "), stderr)
+		}
+		return nil
+	}
+	for range n {
+		a.rounds++
+		name := fmt.Sprint("honest", a.rounds)
+		do("secret", func() error { return ctl(testcluster.Canary, "secret", "create", name, "-") })
+		do("list", func() error { return ctl("", "node", "ls") })
+		do("join", func() error {
+			_, err := a.join(fmt.Sprintf("127.99.1.%d", 1+a.rounds%250), a.token, name)
+			return err
+		})
+		do("task", func() error {
+			if err := ctl("", "service", "create", "--name", name, "--secret", name, "--constraint", "node.hostname==w1", "host", "sleep", "1000"); err != nil {
+				return err
+			}
+			testcluster.Await(t, 30*time.Second, func() error {
+				if out, _, _ := m.Try("service", "ps", name, "--format", "{{.CurrentState}}"); !strings.Contains(out, "Running") {
+					return errors.New(out)
+				}
+				return nil
+			})
+			return nil
+		})
+		m.Ctl("service", "rm", name)
+	}
+	return took
+}
+
+// join joins a node with a key of its own and no daemon, from an address of its own.
+func (a *arena) join(from string, token tokens.Token, hostname string) (member, error) {
+	key, err := ca.NewKey()
+	if err != nil {
+		return member{}, err
+	}
+	return a.joinWith(from, token, join.Request{Key: key, Hostname: hostname})
+}
+
+// joinWith is join by a request; it is repeated where a flood took the place of the handshake, as a joiner does.
+func (a *arena) joinWith(from string, token tokens.Token, req join.Request) (m member, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	for {
+		var g *api.JoinGrant
+		if g, err = join.Join(ctx, a.m[0].Address, token, req, dialFrom(from)); err == nil {
+			m = member{nodeID: g.NodeId, clusterID: g.ClusterId, key: req.Key, cert: &tls.Certificate{Certificate: g.Chain, PrivateKey: req.Key}}
+			m.root, err = x509.ParseCertificate(g.Chain[len(g.Chain)-1])
+			return m, err
+		}
+		if !api.Transient(err) || ctx.Err() != nil {
+			return m, err
+		}
+	}
+}
+
+func dialFrom(from string) func(context.Context, string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (net.Conn, error) {
+		d := net.Dialer{Timeout: 10 * time.Second}
+		if from != "" {
+			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
+		}
+		return d.DialContext(ctx, "tcp", addr)
+	}
+}
+
+// flood is one way to attack a port: intruder says what each is.
+type flood struct {
+	kind string
+	n    int     // connections
+	as   *member // nil: nobody
+	// counted is how the attacked manager counts it: door and code, at least so often.
+	door string
+	code warden.Code
+	want int
+	late bool // it is counted when its connections end
+}
+
+// attack runs floods at once, each a process of its own that gives way to everybody else on this machine as if it were on another,
+// beside honest work, and checks what must hold: no honest work fails, half of it takes no longer than without the attack, give or take what
+// a loaded machine does to it, the manager's memory grows by no more than growthMax MiB, w1 keeps its session, no daemon dies, and each flood is counted.
+func (a *arena) attack(t *testing.T, growthMax int, floods ...flood) {
+	t.Helper()
+	m := a.m[0]
+	a.quiet.add(a.honest(t, 1))
+	counts := make([]float64, len(floods))
+	for i, f := range floods {
+		counts[i] = a.refusals(m, f.door, f.code)
+	}
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/clear_refs", m.Pid()), []byte("5"), 0); err != nil { // forget the peak of before
+		t.Fatal(err)
+	}
+	since, before := a.value(a.w[0], "warden_session_start_timestamp_seconds"), memory(m, "VmRSS")
+	var running []*intruder
+	for _, f := range floods {
+		args := []string{"flood", f.kind, m.Address, fmt.Sprint(f.n)}
+		if f.as != nil {
+			args = append(args, f.as.file(t))
+		}
+		running = append(running, intrude(t, args...))
+	}
+	for i, in := range running {
+		if line := in.line(t); line != "begun" {
+			t.Fatalf("%s: %s", floods[i].kind, line)
+		}
+	}
+	took := a.honest(t, 2)
+	open, shaking := a.value(m, "warden_door_connections"), a.value(m, "warden_door_handshakes")
+	counted := func(i int) {
+		t.Helper()
+		f := floods[i]
+		testcluster.Await(t, 40*time.Second, func() error {
+			got := a.refusals(m, f.door, f.code) - counts[i]
+			if got < float64(f.want) {
+				return fmt.Errorf("%s: %v counted at door %s with code %s, want %d at least", f.kind, got, f.door, f.code, f.want)
+			}
+			t.Logf("%s: counted at door %s with code %s: %v", f.kind, f.door, f.code, got)
+			return nil
+		})
+	}
+	for i, f := range floods {
+		if !f.late {
+			counted(i)
+		}
+	}
+	for i, in := range running {
+		t.Logf("%s: %s", floods[i].kind, in.end(t))
+	}
+	for i, f := range floods {
+		if f.late {
+			counted(i)
+		}
+	}
+	peak := memory(m, "VmHWM")
+	t.Logf("without:%s; under attack:%s; memory %d MiB before, %d at most; %v connections, %v handshakes", a.quiet, took, before, peak, open, shaking)
+	for what := range took {
+		if quiet, now := a.quiet.median(what), took.median(what); now > 20*quiet+3*time.Second {
+			t.Errorf("half of honest work (%s) took more than %s, %s without the attack", what, now, quiet)
+		}
+	}
+	if peak-before > growthMax {
+		t.Errorf("the manager's memory grew from %d to %d MiB, by more than %d", before, peak, growthMax)
+	}
+	if now := a.value(a.w[0], "warden_session_start_timestamp_seconds"); now != since {
+		t.Errorf("w1 lost its session: since %f, was since %f", now, since)
+	}
+	a.alive(t)
+	testcluster.Await(t, 30*time.Second, func() error {
+		if n := descriptors(m); n > 100 {
+			return fmt.Errorf("the manager holds %d descriptors after the attack", n)
+		}
+		return nil
+	})
+}
+
+// alive checks that no daemon has ended or panicked.
+func (a *arena) alive(t *testing.T) {
+	t.Helper()
+	for _, h := range append(a.m[:], a.w[:]...) {
+		log, _ := os.ReadFile(h.LogPath)
+		for _, bad := range []string{"panic", "goroutine ", "fatal error"} {
+			if strings.Contains(string(log), bad) {
+				t.Errorf("the log of %s has %q", h.Name, bad)
+			}
+		}
+	}
+}
+
+// member is what an attacker has of a node.
+type member struct {
+	nodeID, clusterID string
+	key               crypto.Signer
+	cert              *tls.Certificate // nil: none
+	root              *x509.Certificate
+}
+
+// steal reads an unsealed key file, as root on the host can.
+func steal(t testing.TB, h *testcluster.Host) member {
+	t.Helper()
+	kf, err := autolock.ReadKeyFile(filepath.Join(h.State, "identity", "node.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := kf.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := member{nodeID: id.NodeID, clusterID: id.ClusterID}
+	if err := id.Key.Use(func(der []byte) (err error) { s.key, err = ca.ParseKey(der); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if s.root, err = x509.ParseCertificate(id.Chain[len(id.Chain)-1]); err != nil {
+		t.Fatal(err)
+	}
+	s.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: s.key}
+	return s
+}
+
+// config is a TLS client's that trusts anybody.
+func (s member) config(protocols ...string) *tls.Config {
+	cfg := &tls.Config{NextProtos: protocols, InsecureSkipVerify: true}
+	if s.cert != nil {
+		cfg.Certificates = []tls.Certificate{*s.cert}
+	}
+	return cfg
+}
+
+// dial shakes hands at a door, from an address of its own if from names one.
+func (s member) dial(ctx context.Context, from, address string, protocols ...string) (*tls.Conn, error) {
+	raw, err := dialFrom(from)(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	conn := tls.Client(raw, s.config(protocols...))
+	if err := conn.HandshakeContext(ctx); err != nil {
+		raw.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// refused returns why a door does not keep the connection: nil where it does for a second.
+func (s member) refused(address string, protocols ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	conn, err := s.dial(ctx, "", address, protocols...)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	return ended(conn, time.Second)
+}
+
+// ended returns what a connection ended with, nil where it did not within limit.
+func ended(conn net.Conn, limit time.Duration) error {
+	conn.SetReadDeadline(time.Now().Add(limit))
+	for buf := make([]byte, 4096); ; {
+		if _, err := conn.Read(buf); err != nil {
+			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
+				return nil
+			}
+			return err
+		}
+	}
+}
+
+// file writes the member's key and chain for an intruder.
+func (s member) file(t testing.TB) string {
+	t.Helper()
+	der, err := x509.MarshalPKCS8PrivateKey(s.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal(map[string]any{"Chain": s.cert.Certificate, "Key": der})
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}

@@ -1,0 +1,713 @@
+package adversary
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/binary"
+	"errors"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
+
+	"warden"
+	"warden/api"
+	"warden/ca"
+	"warden/door"
+	"warden/internal/testcluster"
+	"warden/join"
+	"warden/store/rafttransport"
+	"warden/tokens"
+)
+
+// still does a round of honest work, with what the attacker holds in place, and compares.
+func (a *arena) still(t *testing.T) {
+	t.Helper()
+	took := a.honest(t, 1)
+	t.Logf("without:%s; beside the attacker:%s", a.quiet, took)
+	for what := range took {
+		if quiet, now := a.quiet.median(what), took.median(what); now > 20*quiet+3*time.Second {
+			t.Errorf("honest work (%s) took %s, %s without the attack", what, now, quiet)
+		}
+	}
+	a.alive(t)
+}
+
+// TestLiars: members, and some who would like to be, say what is not so.
+func TestLiars(t *testing.T) {
+	a := newArena(t)
+	m := a.m[0]
+	m.Ctl("zone", "create", "pci")
+	m.Ctl("service", "create", "--name", "target", "--constraint", "node.hostname==w1", "host", "sleep", "1000")
+
+	t.Run("StolenTokenOfAnotherRole", func(t *testing.T) { a.stolenTokens(t) })
+	t.Run("ReplayedJoin", func(t *testing.T) { a.replayedJoin(t) })
+	t.Run("ManInTheMiddle", func(t *testing.T) { a.manInTheMiddle(t) })
+	t.Run("OtherNodesTasks", func(t *testing.T) { a.otherNodesTasks(t) })
+	t.Run("AnotherZoneLabelOrID", func(t *testing.T) { a.claims(t) })
+	t.Run("HeldAfterEviction", func(t *testing.T) { a.heldAfterEviction(t) })
+	t.Run("DemotedManager", func(t *testing.T) { a.demotedManager(t) })
+}
+
+func parse(t testing.TB, token string) tokens.Token {
+	t.Helper()
+	tk, err := tokens.Parse(token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tk
+}
+
+func frameOf(t testing.TB, r *api.JoinRequest) []byte {
+	t.Helper()
+	b, err := proto.Marshal(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
+}
+
+// request makes what a joiner sends on conn with a token.
+func request(t testing.TB, conn *tls.Conn, token tokens.Token, csr []byte) *api.JoinRequest {
+	t.Helper()
+	cs := conn.ConnectionState()
+	exporter, err := cs.ExportKeyingMaterial("EXPORTER-warden-join", nil, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &api.JoinRequest{TokenId: token.ID, Csr: csr, Proof: tokens.Prove(token.Key(), exporter, csr), Hostname: "liar", TimeNs: time.Now().UnixNano(), Version: "test"}
+}
+
+// ask sends a frame at the join door and returns the answer.
+func (a *arena) ask(t testing.TB, conn *tls.Conn, frame []byte) *api.JoinReply {
+	t.Helper()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := conn.Write(frame); err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(conn)
+	if err != nil || len(b) < 4 {
+		t.Fatalf("read %d bytes: %v", len(b), err)
+	}
+	reply := new(api.JoinReply)
+	if err := proto.Unmarshal(b[4:], reply); err != nil {
+		t.Fatal(err)
+	}
+	return reply
+}
+
+// knock shakes hands at the join door.
+func (a *arena) knock(t testing.TB, from string) *tls.Conn {
+	t.Helper()
+	conn, err := member{}.dial(t.Context(), from, a.m[0].Address, warden.DoorJoin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// boastful makes a CSR that names another node, role and zone.
+func boastful(t testing.TB, key *ecdsa.PrivateKey, clusterID, nodeID string) []byte {
+	t.Helper()
+	u, _ := url.Parse(ca.SPIFFEID(clusterID, nodeID))
+	zone := append([]byte{0x0c, 3}, "pci"...)
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject: pkix.Name{CommonName: nodeID, Organization: []string{clusterID}, OrganizationalUnit: []string{ca.RoleManager}},
+		URIs:    []*url.URL{u}, DNSNames: []string{"m1"}, ExtraExtensions: []pkix.Extension{{Id: ca.ZoneOID, Value: zone}},
+	}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return csr
+}
+
+// stolenTokens: a worker's token makes a worker, whatever the request claims; a manager's token takes no worker's key, and is of no use
+// where it was not meant for.
+func (a *arena) stolenTokens(t *testing.T) {
+	m := a.m[0]
+	w1 := steal(t, a.w[0])
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := a.knock(t, "")
+	r := request(t, conn, a.token, boastful(t, key, w1.clusterID, w1.nodeID))
+	r.Advertise = "127.0.0.1:2377" // as managers say
+	reply := a.ask(t, conn, frameOf(t, r))
+	var grant api.JoinGrant
+	if err := proto.Unmarshal(reply.Grant, &grant); err != nil || reply.Error != nil {
+		t.Fatalf("the join = %v, %v", reply.Error, err)
+	}
+	leaf, err := x509.ParseCertificate(grant.Chain[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := ca.Read(leaf)
+	if err != nil || id.Role != ca.RoleWorker || id.Zone != warden.DefaultZone || id.NodeID == w1.nodeID || len(leaf.DNSNames) != 0 || grant.Role != api.Role_ROLE_WORKER {
+		t.Errorf("a worker's token gave the leaf of %+v, %v", id, err)
+	}
+	thief := member{nodeID: id.NodeID, key: key, cert: &tls.Certificate{Certificate: grant.Chain, PrivateKey: key}}
+	for door, word := range map[string]string{warden.DoorPeer: "peer", warden.DoorRaft: "raft", warden.DoorControl: "control"} {
+		before := a.refusals(m, word, warden.CodeWrongRole)
+		if thief.refused(m.Address, door) == nil {
+			t.Errorf("a worker stays at %s", door)
+		}
+		a.counted(t, m, word, warden.CodeWrongRole, before, 1)
+	}
+
+	managers := parse(t, m.Token("manager"))
+	for _, c := range []struct {
+		what  string
+		token tokens.Token
+		key   *ecdsa.PrivateKey
+		code  warden.Code
+	}{
+		{"a worker's own key, with a manager's token", managers, key, warden.CodeWrongKey},
+		{"a token of another network", parse(t, m.Token("manager", "--cidr", "192.0.2.0/24")), nil, warden.CodeBinding},
+		{"a token of another host", parse(t, m.Token("manager", "--node-name", "m9")), nil, warden.CodeBinding},
+	} {
+		if c.key == nil {
+			if c.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+				t.Fatal(err)
+			}
+		}
+		csr, err := ca.NewCSR(c.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		before := a.refusals(m, "join", c.code)
+		conn := a.knock(t, "")
+		r := request(t, conn, c.token, csr)
+		r.Advertise = "127.0.0.1:2377"
+		if reply := a.ask(t, conn, frameOf(t, r)); warden.Code(reply.GetError().GetCode()) != c.code || len(reply.Grant) != 0 {
+			t.Errorf("%s: %v, want [%s]", c.what, reply.Error, c.code)
+		}
+		a.counted(t, m, "join", c.code, before, 1)
+	}
+	a.still(t)
+}
+
+// replayedJoin: what a joiner said, said again on another connection, in clear or as it crossed the wire, joins nobody.
+func (a *arena) replayedJoin(t *testing.T) {
+	m := a.m[0]
+	nodes := func() int { return strings.Count(m.Ctl("node", "ls", "-q"), "\n") }
+	key, err := ca.NewKey()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wire := &recording{}
+	req := join.Request{Key: key, Hostname: "overheard"}
+	if _, err := join.Join(t.Context(), m.Address, a.token, req, func(ctx context.Context, addr string) (net.Conn, error) {
+		c, err := dialFrom("")(ctx, addr)
+		wire.Conn = c
+		return wire, err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	before, was := nodes(), a.refusals(m, "join", warden.CodeUnauthentic)
+	raw, err := dialFrom("")(t.Context(), m.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raw.Close()
+	if _, err := raw.Write(wire.sent.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if ended(raw, 20*time.Second) == nil {
+		t.Error("the replay of a join's bytes stays")
+	}
+	a.counted(t, m, "join", warden.CodeUnauthentic, was, 1)
+
+	was = a.refusals(m, "join", warden.CodeUnknownToken)
+	csr, err := ca.NewCSR(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := a.knock(t, "")
+	said := frameOf(t, request(t, conn, a.token, csr))
+	for range 2 {
+		if reply := a.ask(t, a.knock(t, ""), said); warden.Code(reply.GetError().GetCode()) != warden.CodeUnknownToken || len(reply.Grant) != 0 {
+			t.Errorf("the replay of a join's request = %v", reply)
+		}
+	}
+	a.counted(t, m, "join", warden.CodeUnknownToken, was, 2)
+	if now := nodes(); now != before {
+		t.Errorf("%d nodes, were %d before the replays", now, before)
+	}
+	a.still(t)
+}
+
+// recording keeps what is sent.
+type recording struct {
+	net.Conn
+	sent bytes.Buffer
+}
+
+func (r *recording) Write(p []byte) (int, error) {
+	r.sent.Write(p)
+	return r.Conn.Write(p)
+}
+
+// middle is a man in the middle at a join: he ends TLS with a certificate that he has, and answers, or passes on what he hears.
+type middle struct {
+	cert   *tls.Certificate
+	answer func(request []byte) []byte
+
+	mu    sync.Mutex // guards heard
+	heard []byte     // in clear
+}
+
+// listen serves until the test ends, and returns where.
+func (m *middle) listen(t testing.TB) string {
+	t.Helper()
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{*m.cert}, NextProtos: []string{warden.DoorJoin}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	t.Cleanup(func() { l.Close(); wg.Wait() })
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() {
+				defer conn.Close()
+				conn.SetDeadline(time.Now().Add(10 * time.Second))
+				buf := make([]byte, 32<<10)
+				n, _ := conn.Read(buf)
+				m.mu.Lock()
+				m.heard = append(m.heard, buf[:n]...)
+				m.mu.Unlock()
+				if n > 0 && m.answer != nil {
+					conn.Write(m.answer(buf[:n]))
+				}
+			})
+		}
+	})
+	return l.Addr().String()
+}
+
+// manInTheMiddle: a real joiner, a real daemon, whose way to the manager somebody has.
+func (a *arena) manInTheMiddle(t *testing.T) {
+	m, late := a.m[0], a.Host("late")
+	token := m.Token("worker")
+	stranger := selfSigned(t)
+	worker, manager := steal(t, a.w[0]), steal(t, a.m[2])
+	passOn := func(b []byte) []byte {
+		conn := a.knock(t, "")
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		conn.Write(b)
+		reply, _ := io.ReadAll(conn)
+		return reply
+	}
+	forge := func([]byte) []byte {
+		grant, _ := proto.Marshal(&api.JoinGrant{ClusterId: manager.clusterID, NodeId: warden.NewID(), Chain: manager.cert.Certificate, Role: api.Role_ROLE_MANAGER, Zone: "pci"})
+		b, _ := proto.Marshal(&api.JoinReply{Grant: grant, Mac: make([]byte, 32)})
+		return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
+	}
+	was := a.refusals(m, "join", warden.CodeUnknownToken)
+	for _, c := range []struct {
+		what   string
+		middle *middle
+		code   warden.Code
+		silent bool // the joiner says nothing
+	}{
+		{"a stranger", &middle{cert: stranger}, warden.CodeWrongRoot, true},
+		{"a stranger with the root beside", &middle{cert: &tls.Certificate{Certificate: append(stranger.Certificate[:1:1], manager.cert.Certificate[1:]...), PrivateKey: stranger.PrivateKey}}, warden.CodeUnauthentic, true},
+		{"a worker", &middle{cert: worker.cert}, warden.CodeWrongRole, true},
+		{"who stole a manager's key, and passes on", &middle{cert: manager.cert, answer: passOn}, warden.CodeUnknownToken, false},
+		{"who stole a manager's key, and answers", &middle{cert: manager.cert, answer: forge}, warden.CodeUnauthentic, false},
+	} {
+		at := c.middle.listen(t)
+		_, stderr, code := late.Try("swarm", "join", "--token", token, at)
+		if code == 0 || !strings.Contains(stderr, "["+string(c.code)+"]") {
+			t.Errorf("%s in the middle: exit %d, %s; want [%s]", c.what, code, stderr, c.code)
+		}
+		c.middle.mu.Lock()
+		if c.silent == (len(c.middle.heard) > 0) {
+			t.Errorf("%s in the middle heard %d bytes", c.what, len(c.middle.heard))
+		}
+		if secret := strings.Split(token, "-")[4]; bytes.Contains(c.middle.heard, []byte(secret)) {
+			t.Errorf("%s in the middle heard the token's secret", c.what)
+		}
+		c.middle.mu.Unlock()
+	}
+	a.counted(t, m, "join", warden.CodeUnknownToken, was, 1)
+	if _, err := os.Stat(filepath.Join(late.State, "identity", "node.key")); err == nil {
+		t.Error("the joiner has an identity from the man in the middle")
+	}
+	late.Ctl("swarm", "join", "--token", token, m.Address)
+	a.still(t)
+}
+
+func selfSigned(t testing.TB) *tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "manager"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// session joins a thief and runs its agent at the attacked manager.
+func (a *arena) session(t *testing.T, name string, ag *agent) (member, <-chan struct{}) {
+	t.Helper()
+	thief, err := a.join("", a.token, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := thief.dial(t.Context(), "", a.m[0].Address, warden.DoorNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return thief, ag.serve(t, conn)
+}
+
+func (a *arena) awaitRunning(t testing.TB, service string) (taskID string) {
+	t.Helper()
+	testcluster.Await(t, 30*time.Second, func() error {
+		out := a.m[0].Ctl("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.ID}} {{.CurrentState}}")
+		f := strings.Fields(out)
+		if len(f) < 2 || f[1] != "Running" {
+			return errors.New(out)
+		}
+		taskID = a.m[0].Line("service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service)
+		return nil
+	})
+	return taskID
+}
+
+// otherNodesTasks: a worker reports the task of another as failed, ended, or running elsewhere.
+func (a *arena) otherNodesTasks(t *testing.T) {
+	m := a.m[0]
+	id := a.awaitRunning(t, "target")
+	before := a.refusals(m, "node", warden.CodeDenied)
+	ag := newAgent()
+	for _, s := range []api.TaskState{api.TaskState_TASK_FAILED, api.TaskState_TASK_COMPLETE, api.TaskState_TASK_REJECTED, api.TaskState_TASK_SHUTDOWN} {
+		ag.reports = append(ag.reports, &api.TaskReport{TaskId: id, Status: &api.TaskStatus{State: s, Error: "lie", TimeNs: time.Now().UnixNano()}})
+	}
+	a.session(t, "gossip", ag)
+	a.counted(t, m, "node", warden.CodeDenied, before, 4)
+	a.still(t)
+	if now := a.awaitRunning(t, "target"); now != id {
+		t.Errorf("another node's report ended task %s: now there is %s", id, now)
+	}
+	if out := m.Ctl("service", "ps", "target"); strings.Contains(out, "lie") {
+		t.Errorf("another node's report is believed:\n%s", out)
+	}
+}
+
+// claims: a worker says of itself that it is another, elsewhere, and has what attracts tasks.
+func (a *arena) claims(t *testing.T) {
+	m := a.m[0]
+	w1 := steal(t, a.w[0])
+	m.CtlIn("for-pci", "secret", "create", "--zone", "pci", "pci-secret", "-")
+	m.CtlIn("for-w1", "secret", "create", "w1-secret", "-")
+	m.CtlIn("for-labelled", "secret", "create", "label-secret", "-")
+	ag := newAgent()
+	ag.says = &api.NodeDescription{Hostname: "w1", Os: "linux", Arch: "amd64", NanoCpus: 64e9, MemoryBytes: 1 << 40,
+		EngineLabels: map[string]string{"zone": "pci", "node.zone": "pci", "trusted": "yes", "node.labels.trusted": "yes", "node.role": "manager"}}
+	thief, _ := a.session(t, "pretender", ag)
+	ag.await(t, "its session", func() bool { return true })
+	m.Ctl("service", "create", "--name", "in-pci", "--zone", "pci", "--secret", "pci-secret", "host", "sleep", "1000")
+	m.Ctl("service", "create", "--name", "on-w1", "--constraint", "node.hostname==w1", "--replicas", "3", "--secret", "w1-secret", "host", "sleep", "1000")
+	m.Ctl("service", "create", "--name", "labelled", "--constraint", "node.labels.trusted==yes", "--secret", "label-secret", "host", "sleep", "1000")
+	m.Ctl("service", "create", "--name", "bait", "--constraint", "engine.labels.trusted==yes", "host", "sleep", "1000")
+	ag.await(t, "the bait, which engine labels attract: so it could have had the others", func() bool { return len(ag.tasks) > 0 })
+	testcluster.Await(t, 30*time.Second, func() error {
+		if out := m.Ctl("service", "ps", "on-w1", "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 3 {
+			return errors.New(out)
+		}
+		return nil
+	})
+	a.still(t)
+	for _, secret := range []string{"for-pci", "for-w1", "for-labelled"} {
+		if ag.has(secret) {
+			t.Errorf("the pretender was sent the secret %s", secret)
+		}
+	}
+	ag.mu.Lock()
+	if n := len(ag.tasks); n != 1 {
+		t.Errorf("the pretender was assigned %d tasks, want the bait alone", n)
+	}
+	ag.mu.Unlock()
+	if out := m.Ctl("node", "ls", "--format", "{{.ID}} {{.Hostname}}", "--no-trunc"); !strings.Contains(out, thief.nodeID+" pretender") {
+		t.Errorf("node ls =\n%s\nwant the pretender under the name that it joined with", out)
+	}
+
+	// An ID is claimed in a certificate alone: of a CA of one's own, or another's chain without its key.
+	before := a.refusals(m, "node", warden.CodeUnauthentic)
+	u, _ := url.Parse(ca.SPIFFEID(w1.clusterID, w1.nodeID))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rootKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: w1.root.Subject, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	real, err := x509.ParseCertificate(w1.cert.Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := &x509.Certificate{SerialNumber: real.SerialNumber, Subject: real.Subject, URIs: []*url.URL{u}, NotBefore: real.NotBefore, NotAfter: real.NotAfter, ExtKeyUsage: real.ExtKeyUsage, KeyUsage: real.KeyUsage}
+	der, err := x509.CreateCertificate(rand.Reader, leaf, root, key.Public(), rootKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, chain := range map[string][][]byte{
+		"a leaf of another CA":                     {der, rootDER},
+		"a leaf of another CA, with the real ones": append([][]byte{der}, w1.cert.Certificate[1:]...),
+		"another's chain without its key":          w1.cert.Certificate,
+	} {
+		if (member{cert: &tls.Certificate{Certificate: chain, PrivateKey: key}}).refused(m.Address, warden.DoorNode) == nil {
+			t.Errorf("%s stays", what)
+		}
+	}
+	a.counted(t, m, "node", warden.CodeUnauthentic, before, 3)
+	if v := a.value(m, "warden_manager_alarms"); v != 0 {
+		t.Errorf("%v alarms: a stranger can raise them in another's name", v)
+	}
+	m.Ctl("service", "rm", "in-pci", "on-w1", "labelled", "bait")
+}
+
+// pausing is a connection whose client stops in the middle of its handshake until it is told to go on.
+type pausing struct {
+	net.Conn
+	writes int
+	goOn   <-chan struct{}
+}
+
+func (p *pausing) Write(b []byte) (int, error) {
+	if p.writes++; p.writes == 2 { // the first is the hello
+		<-p.goOn
+	}
+	return p.Conn.Write(b)
+}
+
+// heldAfterEviction: a node that was removed has a session, a connection on which it never spoke, and one whose handshake it
+// finishes afterwards.
+func (a *arena) heldAfterEviction(t *testing.T) {
+	m := a.m[0]
+	ag := newAgent()
+	thief, closed := a.session(t, "leech", ag)
+	m.CtlIn("leeched", "secret", "create", "leech-secret", "-")
+	m.Ctl("node", "update", "--label-add", "leech=yes", thief.nodeID)
+	m.Ctl("service", "create", "--name", "leech", "--constraint", "node.labels.leech==yes", "--secret", "leech-secret", "host", "sleep", "1000")
+	testcluster.Await(t, 30*time.Second, func() error {
+		if !ag.has("leeched") {
+			return errors.New("the agent was not sent the secret of its task")
+		}
+		return nil
+	})
+	silent, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	raw, err := dialFrom("")(t.Context(), m.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	goOn := make(chan struct{})
+	half := tls.Client(&pausing{Conn: raw, goOn: goOn}, thief.config(warden.DoorNode))
+	shaken := make(chan error, 1)
+	go func() { shaken <- half.Handshake() }() // ends with goOn
+	defer half.Close()
+
+	before := a.refusals(m, "node", warden.CodeEvicted)
+	begin := time.Now()
+	m.Ctl("node", "rm", "--force", thief.nodeID)
+	t.Logf("node rm took %s", time.Since(begin).Round(time.Millisecond))
+	select {
+	case <-closed:
+	case <-time.After(10 * time.Second):
+		t.Error("the session of a removed node lives on")
+	}
+	if ended(silent, 10*time.Second) == nil {
+		t.Error("a silent connection of a removed node lives on")
+	}
+	close(goOn)
+	if err := <-shaken; err == nil {
+		late := newAgent()
+		select {
+		case <-late.serve(t, half):
+		case <-time.After(10 * time.Second):
+			t.Error("a removed node has a connection whose handshake it finished afterwards")
+		}
+		late.mu.Lock()
+		if late.evicts != 1 || len(late.tasks) != 0 || len(late.secrets) != 0 {
+			t.Errorf("a removed node was told %d times to wipe, and sent %d tasks and %d secrets", late.evicts, len(late.tasks), len(late.secrets))
+		}
+		late.mu.Unlock()
+	}
+	a.counted(t, m, "node", warden.CodeEvicted, before, 1)
+	m.CtlIn("after", "secret", "create", "leech-after", "-")
+	for range 5 {
+		again := newAgent()
+		conn, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+		if err != nil {
+			continue
+		}
+		select {
+		case <-again.serve(t, conn):
+		case <-time.After(10 * time.Second):
+			t.Fatal("a removed node has a session")
+		}
+		if again.mu.Lock(); len(again.tasks)+len(again.secrets) != 0 {
+			t.Error("a removed node is served")
+		}
+		again.mu.Unlock()
+	}
+	a.counted(t, m, "node", warden.CodeEvicted, before, 5)
+	a.still(t)
+	m.Ctl("service", "rm", "leech")
+}
+
+// demotedManager: the old certificate of a manager that was demoted, on connections from before and on new ones, at every door.
+func (a *arena) demotedManager(t *testing.T) {
+	m := a.m[0]
+	a.m[2].Kill()
+	thief := steal(t, a.m[2])
+	leader := steal(t, m).nodeID
+	expect := door.Expect{Root: thief.root, NodeID: leader, Loose: true}
+	calls := func(t *testing.T) api.PeerClient {
+		cc, err := grpc.NewClient("passthrough:///m1", grpc.WithTransportCredentials(door.Credentials()), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			return door.Dial(ctx, m.Address, warden.DoorPeer, thief.cert, expect)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { cc.Close() })
+		return api.NewPeerClient(cc)
+	}
+	held := calls(t)
+	try := func(client api.PeerClient) map[string]error {
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		errs := map[string]error{}
+		_, errs["Recipient"] = client.Recipient(ctx, &api.RecipientRequest{})
+		_, errs["Report"] = client.Report(ctx, &api.ReportRequest{TimeNs: time.Now().UnixNano(), LockState: "unlocked"})
+		secret, _ := proto.Marshal(&api.CreateSecretRequest{Name: "planted", Data: []byte("x")})
+		_, errs["Forward"] = client.Forward(ctx, &api.ForwardRequest{Method: "/warden.v1.Control/CreateSecret", Request: secret, Caller: &api.Actor{Kind: "uid", Name: "0"}, RequestId: warden.NewID()})
+		_, errs["Propose"] = client.Propose(ctx, &api.Command{Actor: &api.Actor{Kind: "system", Name: "x"}, RequestId: warden.NewID(),
+			Operations: []*api.Operation{{Of: &api.Operation_Put{Put: &api.Put{Object: &api.Object{Of: &api.Object_Zone{Zone: &api.Zone{Id: warden.NewID(), Name: "planted"}}}}}}}})
+		logs, err := client.Relay(ctx, &api.LogsRequest{TaskId: a.awaitRunning(t, "target"), Tail: -1})
+		if err == nil {
+			if _, err = logs.Recv(); err == io.EOF {
+				err = nil
+			}
+		}
+		errs["Relay"] = err
+		return errs
+	}
+	for call, err := range try(held) {
+		if err != nil {
+			t.Fatalf("before the demotion %s = %v", call, err)
+		}
+	}
+	m.Ctl("secret", "rm", "planted")
+	m.Ctl("zone", "rm", "planted")
+	transport := rafttransport.New(thief.nodeID, func(ctx context.Context, _ string) (net.Conn, error) {
+		return door.Dial(ctx, m.Address, warden.DoorRaft, thief.cert, expect)
+	}, slog.New(slog.DiscardHandler))
+	defer transport.Close()
+	term := a.value(m, "warden_raft_term")
+	h := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(thief.nodeID), Addr: []byte(thief.nodeID)}
+	preVote := func() error {
+		return transport.RequestPreVote(raft.ServerID(leader), raft.ServerAddress(leader), &raft.RequestPreVoteRequest{RPCHeader: h, Term: uint64(term) + 1}, &raft.RequestPreVoteResponse{})
+	}
+	if err := preVote(); err != nil {
+		t.Fatalf("before the demotion a vote = %v", err)
+	}
+	raftConn, err := thief.dial(t.Context(), "", m.Address, warden.DoorRaft)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer raftConn.Close()
+
+	m.Ctl("node", "demote", "m3")
+	if ended(raftConn, 10*time.Second) == nil {
+		t.Error("a connection at the raft door outlives the demotion")
+	}
+	before := map[string]float64{"peer": a.refusals(m, "peer", warden.CodeWrongRole), "raft": a.refusals(m, "raft", warden.CodeWrongRole), "control": a.refusals(m, "control", warden.CodeWrongRole)}
+	for round, client := range []api.PeerClient{held, calls(t)} {
+		for call, err := range try(client) {
+			if err == nil {
+				t.Errorf("round %d: after the demotion %s is served", round, call)
+			}
+		}
+	}
+	for range 3 { // one of a pool of connections may be known as closed only by its use
+		if err := preVote(); err == nil {
+			t.Error("after the demotion a vote is answered")
+		}
+	}
+	vote := transport.RequestVote(raft.ServerID(leader), raft.ServerAddress(leader), &raft.RequestVoteRequest{RPCHeader: h, Term: uint64(term) + 100, LastLogIndex: 1 << 40, LeadershipTransfer: true}, &raft.RequestVoteResponse{})
+	if vote == nil {
+		t.Error("after the demotion a vote for a new leader is answered")
+	}
+	for word, name := range map[string]string{"peer": warden.DoorPeer, "raft": warden.DoorRaft, "control": warden.DoorControl} {
+		for i, h := range a.m[:2] {
+			if thief.refused(h.Address, name) == nil {
+				t.Errorf("manager %d keeps a demoted manager's connection at %s", i, name)
+			}
+		}
+		a.counted(t, m, word, warden.CodeWrongRole, before[word], 1)
+	}
+	if now := a.value(m, "warden_raft_term"); now != term {
+		t.Errorf("the term is %v, was %v: a demoted manager made an election", now, term)
+	}
+	if out := m.Ctl("secret", "ls") + m.Ctl("zone", "ls"); strings.Contains(out, "planted") {
+		t.Errorf("a demoted manager's call was run:\n%s", out)
+	}
+
+	// The node door exists to replace the leaf: by a worker's.
+	ag := newAgent()
+	conn, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ag.serve(t, conn)
+	ag.await(t, "a new leaf", func() bool { return ag.leaf != nil })
+	ag.mu.Lock()
+	id, err := ca.Read(ag.leaf)
+	if err != nil || id.Role != ca.RoleWorker || id.NodeID != thief.nodeID {
+		t.Errorf("a demoted manager's leaf is renewed as %+v, %v", id, err)
+	}
+	if len(ag.secrets) != 0 {
+		t.Error("a demoted manager was sent secrets")
+	}
+	ag.mu.Unlock()
+	a.still(t)
+}

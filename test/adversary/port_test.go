@@ -1,0 +1,64 @@
+package adversary
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+
+	"warden"
+)
+
+// TestFloods: a peer that stalls, sends too much, opens too much, or speaks no protocol, at each door: before a hello, within a handshake, behind the
+// door without a certificate, with a worker's, and with a manager's.
+func TestFloods(t *testing.T) {
+	a := newArena(t)
+	t.Run("HalfOpen", func(t *testing.T) {
+		n := 10_000
+		var files syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+			t.Fatal(err)
+		}
+		if most := int(files.Max) - 100; n > most {
+			t.Logf("this machine allows %d connections, not %d", most, n)
+			n = most
+		}
+		a.attack(t, 160, flood{kind: "half-open", n: n, door: "none", code: warden.CodeUnavailable, want: n / 2})
+	})
+	t.Run("WithoutCertificate", func(t *testing.T) {
+		a.attack(t, 160,
+			flood{kind: "big-certificate", n: 300, door: "node", code: warden.CodeTooLarge, want: 30},
+			flood{kind: "slow-hello", n: 1100, door: "none", code: warden.CodeUnavailable, want: 50},
+			flood{kind: "garbage", n: 50, door: "none", code: warden.CodeInvalid, want: 40},
+			flood{kind: "join-silent", n: 200, door: "join", code: warden.CodeLimited, want: 70},
+			flood{kind: "join-slow", n: 30, door: "join", code: warden.CodeInvalid, want: 10, late: true},
+			flood{kind: "join-garbage", n: 30, door: "join", code: warden.CodeTooLarge, want: 5},
+		)
+	})
+	t.Run("Worker", func(t *testing.T) {
+		var as [3]*member
+		for i := range as {
+			m, err := a.join("127.98.1.1", a.token, fmt.Sprint("thief", i))
+			if err != nil {
+				t.Fatal(err)
+			}
+			as[i] = &m
+		}
+		a.attack(t, 160,
+			flood{kind: "node-silent", n: 1000, as: as[0], door: "node", code: warden.CodeLimited, want: 900},
+			flood{kind: "node-frames", n: 40, as: as[1], door: "node", code: warden.CodeUnavailable, want: 20},
+			flood{kind: "node-giant", n: 10, as: as[2], door: "node", code: warden.CodeTooLarge, want: 5},
+		)
+	})
+	t.Run("Manager", func(t *testing.T) {
+		a.m[2].Kill()
+		as := steal(t, a.m[2])
+		a.attack(t, 600, // a call of raft may be long, and a manager make many calls: it is one of few, and trusted with more
+			flood{kind: "peer-silent", n: 20, as: &as, door: "peer", code: warden.CodeInvalid, want: 0},
+			flood{kind: "peer-streams", n: 2, as: &as, door: "peer", code: warden.CodeInvalid, want: 0},
+			flood{kind: "peer-giant", n: 4, as: &as, door: "peer", code: warden.CodeTooLarge, want: 2},
+			flood{kind: "raft-silent", n: 10, as: &as, door: "raft", code: warden.CodeInvalid, want: 0},
+			flood{kind: "raft-garbage", n: 10, as: &as, door: "raft", code: warden.CodeInvalid, want: 5},
+			flood{kind: "raft-giant", n: 1, as: &as, door: "raft", code: warden.CodeTooLarge, want: 1},
+		)
+	})
+}
