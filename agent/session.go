@@ -195,6 +195,7 @@ func (s *session) Assign(stream grpc.BidiStreamingServer[api.AssignmentSet, api.
 			case sets <- set:
 			case <-stream.Context().Done():
 				wipeSet(set)
+				failed <- stream.Context().Err()
 				return
 			}
 		}
