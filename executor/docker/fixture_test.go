@@ -40,9 +40,15 @@ func TestMain(m *testing.M) {
 		holder()
 	}
 	// An executor lives as long as its process; what it sweeps for a while after a restart goes on after its test.
-	code := leaktest.Run(m, "warden/executor/docker.(*Executor).sweepLater.func1")
-	shared.remove()
-	os.Exit(code)
+	os.Exit(leaktest.Run(clean{m}, "warden/executor/docker.(*Executor).sweepLater.func1"))
+}
+
+// clean is a testing.M that removes what its tests share.
+type clean struct{ m *testing.M }
+
+func (c clean) Run() int {
+	defer shared.remove()
+	return c.m.Run()
 }
 
 // lab is one engine and the images that tests made on it.

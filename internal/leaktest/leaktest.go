@@ -18,8 +18,9 @@ import (
 	"go.uber.org/goleak"
 )
 
-// patience is how long what ends has to be gone: closing is often asked for and not awaited.
-const patience = 10 * time.Second
+// patience is how long what ends has to be gone: closing is often asked for and not awaited, and idle connections of HTTP
+// clients (the Docker Engine's, 30 s) end by themselves. Only a process that still has something waits.
+const patience = 45 * time.Second
 
 // Main runs the tests and ends the process, with status 1 if a test failed or something is left. Goroutines in these functions may be
 // left: who names one says why.
