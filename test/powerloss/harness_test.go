@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -58,12 +59,12 @@ type attack struct {
 	prepare func(t *testing.T, base string)
 	// check opens base/state with the product's code. notes is what was acknowledged before the crash.
 	check func(base string, notes []string) error
-	// killed is check after a kill, where more holds than after a loss of power. nil: check.
-	killed func(base string, notes []string) error
+	// live is a check that takes long. It comes after every kill, and after as many losses of power as lives says.
+	live  func(base string, notes []string) error
+	lives int
 	// kills and losses are how many kills and losses of power are tried; 0: all.
-	// After what changes names it is killed always.
 	kills, losses int
-	workers       int // how many checks run at once; 0: two
+	isOwnNetwork  bool // of the processes
 	// again is a sequence that runs after as many of the kills, on what they left, before power is lost. "": none.
 	again  string
 	agains int // 0: after all
@@ -72,9 +73,6 @@ type attack struct {
 // run crashes the sequence.
 func (a attack) run(t *testing.T) {
 	t.Parallel()
-	if a.killed == nil {
-		a.killed = a.check
-	}
 	s := &scene{t: t, attack: a, dir: scratch(t)}
 	s.base = s.folder()
 	if a.prepare != nil {
@@ -88,7 +86,7 @@ func (a attack) run(t *testing.T) {
 	if got := full.Record.Notes(len(full.Record.Ops)); len(got) == 0 {
 		t.Fatal("the sequence notes nothing: no loss could be seen")
 	}
-	if err := a.killed(s.copy(base), full.Record.Notes(len(full.Record.Ops))); err != nil {
+	if err := s.checkAll(s.copy(base), full.Record.Notes(len(full.Record.Ops))); err != nil {
 		t.Fatalf("unharmed: %v", err)
 	}
 	start := time.Now()
@@ -152,7 +150,7 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 		s.t.Fatal(err)
 	}
 	tr, err := powerloss.Trace{Argv: []string{os.Args[0]}, Env: append(os.Environ(), childVar+"="+string(told), "GORACE=atexit_sleep_ms=0"), Root: state(base), KillAt: killAt,
-		Limit: limit, After: after}.Run()
+		IsOwnNetwork: s.isOwnNetwork, Limit: limit, After: after}.Run()
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
 		return tr, false
@@ -167,6 +165,16 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 		return tr, false
 	}
 	return tr, true
+}
+
+// checkAll is check and live, each on what is in the folder.
+func (s *scene) checkAll(base string, notes []string) error {
+	if s.live == nil {
+		return s.check(base, notes)
+	}
+	other := s.copy(base)
+	defer os.RemoveAll(other)
+	return errors.Join(s.check(base, notes), s.live(other, notes))
 }
 
 // some returns want of the numbers 1 to n, all where it is 0, ascending.
@@ -189,6 +197,9 @@ func some(n, want int) []int {
 func (s *scene) kills(ops []powerloss.Op) (n int) {
 	at := some(len(ops), s.attack.kills)
 	for i, o := range ops { // names are where a restart finds what is not durable
+		if s.again == "" {
+			break
+		}
 		if o.Kind == powerloss.Create || o.Kind == powerloss.Rename || o.Kind == powerloss.Unlink {
 			at = append(at, i+1)
 		}
@@ -215,7 +226,7 @@ func (s *scene) kills(ops []powerloss.Op) (n int) {
 		if again[i] {
 			checked = s.copy(base)
 		}
-		if err := s.killed(checked, notes); err != nil {
+		if err := s.checkAll(checked, notes); err != nil {
 			s.t.Errorf("killed after operation %d, %s, with %q acknowledged: %v", at[i], last, notes, err)
 			return false
 		}
@@ -246,6 +257,7 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 	}
 	states := slices.Collect(tr.Record.States(points, seed))
 	pick := some(len(states), want)
+	alive := some(len(pick), max(s.lives, 1))
 	work := func(i int) bool {
 		st := states[pick[i]-1]
 		dir := s.copyWithout(base)
@@ -255,6 +267,12 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 		defer os.RemoveAll(dir)
 		notes := tr.Record.Notes(st.Ops)
 		err := s.check(dir, notes)
+		if err == nil && s.live != nil && slices.Contains(alive, i+1) {
+			err = errors.Join(os.RemoveAll(state(dir)), st.Tree.WriteTree(state(dir)))
+			if err == nil {
+				err = s.live(dir, notes)
+			}
+		}
 		if err != nil {
 			after := "nothing"
 			if st.Ops > 0 {
@@ -296,7 +314,10 @@ const errorsMax = 8 // of one attack are shown
 
 // each calls f for 0 to n-1, some at once, until it has failed errorsMax times.
 func (s *scene) each(n int, f func(i int) (ok bool)) {
-	workers := max(s.workers, 2)
+	workers := 2
+	if s.live != nil {
+		workers = 6 // they wait more than they work
+	}
 	next := make(chan int)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
@@ -335,7 +356,7 @@ func private(base string) error {
 		if err != nil {
 			return err
 		}
-		if info.Mode().Perm()&0o077 != 0 && filepath.Base(path) != "node.crt" {
+		if info.Mode().Perm()&0o077 != 0 && !strings.Contains(filepath.Base(path), "node.crt") {
 			return fmt.Errorf("%s has mode %v", path, info.Mode())
 		}
 		return nil

@@ -26,7 +26,9 @@ type Trace struct {
 	Root      string        // what is recorded: the directory and all below it, which must be absolute and free of symlinks
 	KillAt    int           // the process is killed after so many operations of its own; 0: never
 	Limit     time.Duration // it is killed after this long
-	After     *Tracer       // nil, or an earlier process on the same tree, whose record goes on
+	// IsOwnNetwork gives the process a network of its own, in which nothing is up. It needs root.
+	IsOwnNetwork bool
+	After        *Tracer // nil, or an earlier process on the same tree, whose record goes on
 }
 
 // Tracer is a process that is traced, or was.
@@ -91,7 +93,11 @@ func (tr *Tracer) run() error {
 	}
 	defer said.Close()
 	defer os.Remove(said.Name())
-	tr.pid, err = syscall.ForkExec(tr.t.Argv[0], tr.t.Argv, &syscall.ProcAttr{Env: tr.t.Env, Sys: &syscall.SysProcAttr{Ptrace: true},
+	attr := &syscall.SysProcAttr{Ptrace: true, Setpgid: true} // a group of its own: this thread may have other children
+	if tr.t.IsOwnNetwork {
+		attr.Cloneflags = syscall.CLONE_NEWNET
+	}
+	tr.pid, err = syscall.ForkExec(tr.t.Argv[0], tr.t.Argv, &syscall.ProcAttr{Env: tr.t.Env, Sys: attr,
 		Files: []uintptr{null.Fd(), said.Fd(), said.Fd(), null.Fd()}})
 	if err != nil {
 		return err
@@ -127,7 +133,7 @@ func (tr *Tracer) loop() (end unix.WaitStatus, err error) {
 	}
 	tr.resume(tr.pid, 0)
 	for {
-		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
+		tid, err := unix.Wait4(-tr.pid, &ws, unix.WALL|unix.WNOTHREAD, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
