@@ -74,6 +74,9 @@ func TestChecker(t *testing.T) {
 		{"used up by a join that got no answer", tokenModel, []event{{1, 2, mint(1), done}, {3, math.MaxInt64, join(1), unknown}, {4, 5, join(2), refused(warden.CodeUsedUp)}}, true},
 		{"used up by nobody", tokenModel, []event{{1, 2, mint(1), done}, {3, 4, join(2), refused(warden.CodeUsedUp)}}, false},
 		{"join after the revocation", tokenModel, []event{{1, 2, mint(0), done}, {3, 4, call{Verb: "revoke"}, done}, {5, 6, join(1), done}}, false},
+		{"the same join after the revocation", tokenModel, []event{{1, 2, mint(0), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(1), done}}, true},
+		{"used up, and revoked", tokenModel, []event{{1, 2, mint(1), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(2), refused(warden.CodeUsedUp)}}, true},
+		{"revoked, and not used up", tokenModel, []event{{1, 2, mint(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(2), refused(warden.CodeUsedUp)}}, false},
 
 		{"removed, and there again", nodeModel(worker), []event{{1, 2, rm, done}, {3, 4, look, saw(worker)}}, false},
 		{"removed twice", nodeModel(worker), []event{{1, 2, rm, done}, {3, 4, rm, done}}, false},

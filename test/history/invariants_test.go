@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 
 	"warden"
@@ -573,9 +574,11 @@ func (r *run) wantNothingLeft() {
 			}
 		}
 	}
+	searched := map[uint64]bool{} // devices: hosts show what the machine has mounted, too
 	for _, m := range r.members {
 		r.search(filepath.Dir(m.Log), m.Host)
 		r.search(m.State(), m.Host)
+		searched[device(m.State())] = true
 		mounts, err := os.ReadFile(strings.TrimSuffix(m.Root(), "root") + "mounts")
 		if err != nil {
 			r.t.Fatal(err)
@@ -586,7 +589,10 @@ func (r *run) wantNothingLeft() {
 				if f[1] == warden.SecretsDir {
 					r.violated("I7", "a mount of secrets shows on %s: %s", m.Name, line)
 				}
-				r.search(filepath.Join(m.Root(), f[1]), m.Host)
+				if root := filepath.Join(m.Root(), f[1]); !searched[device(root)] {
+					searched[device(root)] = true
+					r.search(root, m.Host)
+				}
 			}
 		}
 	}
@@ -595,8 +601,13 @@ func (r *run) wantNothingLeft() {
 // searchMax bounds the files of a mount that are searched: larger ones are of others on this machine.
 const searchMax = 256 << 20
 
+// search searches all files of a directory that are on its device.
 func (r *run) search(dir string, h *bed.Host) {
+	here := device(dir)
 	_ = filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && device(path) != here {
+			return fs.SkipDir
+		}
 		if err != nil || !d.Type().IsRegular() {
 			return nil // gone meanwhile
 		}
@@ -608,4 +619,13 @@ func (r *run) search(dir string, h *bed.Host) {
 		}
 		return nil
 	})
+}
+
+// device says on which device a file is; 0 where it is gone.
+func device(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Dev
 }

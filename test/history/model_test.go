@@ -171,7 +171,8 @@ type tokenState struct {
 	keys      string // " 17 18 ", tags of the keys that joined; no read sees it
 }
 
-// tokenModel is model but for reads, which see less than there is. A key that joined gets its node again, and takes no use.
+// tokenModel is model but for reads, which see less than there is, and for joins at managers that are behind: these admit and refuse
+// by what they know, and change nothing. A key that joined gets its node again, and takes no use.
 var tokenModel = func() porcupine.Model {
 	m := model(tokenState{}, func(s tokenState, c call) (tokenState, uint64, warden.Code) {
 		key := fmt.Sprintf(" %d ", c.Tag)
@@ -196,10 +197,16 @@ var tokenModel = func() porcupine.Model {
 	})
 	step := m.Step
 	m.Step = func(state, input, output any) (bool, any) {
-		if r := output.(reply); input.(call).Verb == read {
-			seen := state.(tokenState)
+		s, c, r := state.(tokenState), input.(call), output.(reply)
+		switch {
+		case c.Verb == read:
+			seen := s
 			seen.keys = ""
-			return r.State == any(seen), state
+			return r.State == any(seen), s
+		case c.Verb == "join" && s.Revoked && r.Code == warden.CodeUsedUp: // a manager that has not heard of the revocation
+			return s.Max > 0 && s.Uses >= s.Max, s
+		case c.Verb == "join" && s.Revoked && r.Code == "" && !r.Unknown: // … and gives a key its node once more
+			return strings.Contains(s.keys, fmt.Sprintf(" %d ", c.Tag)), s
 		}
 		return step(state, input, output)
 	}
