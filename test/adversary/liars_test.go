@@ -460,6 +460,26 @@ func (a *arena) claims(t *testing.T) {
 		t.Errorf("node ls =\n%s\nwant the pretender under the name that it joined with", out)
 	}
 
+	// A joiner chooses its host name, also one that is taken: what must go to one node names its ID, or a label.
+	namesake := newAgent()
+	a.session(t, "w1", namesake)
+	m.Ctl("node", "update", "--label-add", "trusted=yes", w1.nodeID)
+	m.Ctl("service", "scale", "labelled=4")
+	m.Ctl("service", "create", "--name", "by-id", "--constraint", "node.id=="+w1.nodeID, "--replicas", "4", "--secret", "w1-secret", "host", "sleep", "1000")
+	testcluster.Await(t, 30*time.Second, func() error {
+		for _, service := range []string{"by-id", "labelled"} {
+			if out := m.Ctl("service", "ps", service, "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 4 {
+				return errors.New(out)
+			}
+		}
+		return nil
+	})
+	for _, secret := range []string{"for-w1", "for-labelled"} {
+		if namesake.has(secret) || ag.has(secret) {
+			t.Errorf("a namesake was sent the secret %s", secret)
+		}
+	}
+
 	// An ID is claimed in a certificate alone: of a CA of one's own, or another's chain without its key.
 	before := a.refusals(m, "node", warden.CodeUnauthentic)
 	u, _ := url.Parse(ca.SPIFFEID(w1.clusterID, w1.nodeID))
@@ -498,7 +518,7 @@ func (a *arena) claims(t *testing.T) {
 	if v := a.value(m, "warden_manager_alarms"); v != 0 {
 		t.Errorf("%v alarms: a stranger can raise them in another's name", v)
 	}
-	m.Ctl("service", "rm", "in-pci", "on-w1", "labelled", "bait")
+	m.Ctl("service", "rm", "in-pci", "on-w1", "labelled", "bait", "by-id")
 }
 
 // pausing is a connection whose client stops in the middle of its handshake until it is told to go on.
