@@ -319,7 +319,8 @@ func (s *session) claim() *api.SessionClaim {
 	if s.seen.IsZero() || s.peer.RenewOnly {
 		return nil
 	}
-	c := &api.SessionClaim{NodeId: s.peer.NodeID, SessionId: s.id, Ip: s.peer.IP, SeenNs: s.seen.UnixNano(), SkewNs: int64(s.skew)}
+	c := &api.SessionClaim{NodeId: s.peer.NodeID, SessionId: s.id, Ip: s.peer.IP, SkewNs: int64(s.skew)}
+	c.SeenNs = time.Now().Add(-time.Since(s.seen)).UnixNano() // by the clock of now, which the report is of: it may have been set since
 	if !s.stored {
 		c.Description = s.description
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,8 +57,10 @@ func TestSkew(t *testing.T) {
 	check(x, 0)
 }
 
-// TestClocks: the clock of a follower or a worker is hours or months out, ahead and behind, and then that of the leader is
-// behind, which refuses changes and says why. No change that was confirmed is lost, no task ends, no node needs to join again, and
+var seenAt = regexp.MustCompile(`"SeenAt": "([^"]+)"`)
+
+// TestClocks: the clock of a follower or a worker is hours or months out, ahead and behind; that of the leader is behind, which
+// refuses changes and says why, then ahead, which makes the others do so until it is as late. No change that was confirmed is lost, no task ends, no node needs to join again, and
 // with the clock right all is as before.
 func TestClocks(t *testing.T) {
 	t.Parallel()
@@ -149,6 +152,41 @@ func TestClocks(t *testing.T) {
 		t.Errorf("a change when the leader's clock is right again: %v", err)
 	}
 	asBefore("the leader behind")
+
+	// Ahead, its changes are made, and as many seconds less ten after it is right none is, by any leader.
+	lead = awaitLeader(t, other, m)
+	lead.Skew(15 * time.Second)
+	if err := create("from-the-future"); err != nil {
+		t.Errorf("a change by a leader that is ahead: %v", err)
+	}
+	lead.Skew(0)
+	if _, stderr, code := other.Try("zone", "create", "never", "--timeout", "5s"); code != 3 || !strings.Contains(stderr, "[clock]") || !strings.Contains(stderr, "changes are refused until that time") {
+		t.Errorf("a change before the time of the last = exit %d: %s, want [clock]", code, stderr)
+	}
+	testcluster.Await(t, limit, func() error { return create("after-the-future") })
+	asBefore("the leader ahead")
+
+	// The clocks of all managers are set forward at once: no worker counts as silent for that.
+	seen := func(ago time.Duration) func() error { // by the clocks of managers, a minute or none behind
+		return func() error {
+			out, stderr, _ := other.Try("node", "inspect", "w1")
+			if m := seenAt.FindStringSubmatch(out); m != nil {
+				if at, err := time.Parse(time.RFC3339, m[1]); err == nil && (time.Since(at)-ago).Abs() < 20*time.Second {
+					return nil
+				}
+			}
+			return fmt.Errorf("w1 is to be seen %s ago:\n%s%s", ago, out, stderr)
+		}
+	}
+	for range 2 {
+		for _, by := range []time.Duration{-time.Minute, 0} {
+			for _, h := range m {
+				h.Skew(by)
+			}
+			testcluster.Await(t, limit, seen(-by))
+		}
+	}
+	asBefore("all managers set forward")
 	if out := other.Ctl("zone", "ls"); strings.Contains(out, "never") {
 		t.Errorf("a zone that was refused is there:\n%s", out)
 	}
