@@ -100,7 +100,7 @@ func probe(args []string) error {
 		return c.Close()
 	case "echo": // SECONDS: until nobody has called for so long
 		return echo(args[1])
-	case "ping": // IP N: the shortest of so many round trips, in microseconds
+	case "ping": // IP N: the shortest and the longest of so many round trips, in microseconds
 		return ping(args[1], args[2])
 	}
 	return fmt.Errorf("no probe %q", args)

@@ -42,7 +42,7 @@ func echo(seconds string) error {
 	}
 }
 
-// ping prints the shortest of n round trips to echo, in microseconds.
+// ping prints the shortest and the longest of n round trips to echo, in microseconds.
 func ping(ip, count string) error {
 	n, err := strconv.Atoi(count)
 	if err != nil {
@@ -52,7 +52,7 @@ func ping(ip, count string) error {
 	if err != nil {
 		return err
 	}
-	shortest := time.Hour
+	shortest, longest := time.Hour, time.Duration(0)
 	for stop := time.Now().Add(30 * time.Second); n > 0; {
 		if time.Now().After(stop) {
 			return errors.New("no echo")
@@ -69,23 +69,26 @@ func ping(ip, count string) error {
 			size, err = c.Read(b)
 		}
 		if err == nil && slices.Equal(b[:size], sent) { // else it was lost, or nobody listens yet
-			shortest = min(shortest, time.Since(start))
+			took := time.Since(start)
+			shortest, longest = min(shortest, took), max(longest, took)
 			n--
 		}
 	}
-	fmt.Print(shortest.Microseconds())
+	fmt.Print(shortest.Microseconds(), " ", longest.Microseconds())
 	return nil
 }
 
-// roundTrip returns the shortest of some round trips from one host to another, at which echo runs.
-func roundTrip(t *testing.T, from, to *bed.Host) time.Duration {
+// roundTrips returns the shortest and the longest of some round trips from one host to another, at which echo runs.
+func roundTrips(t *testing.T, from, to *bed.Host) (shortest, longest time.Duration) {
 	t.Helper()
 	out, err := run(from, "ping", to.IP, "10")
-	us, aerr := strconv.Atoi(out)
-	if err = errors.Join(err, aerr); err != nil {
-		t.Fatalf("from %s to %s: %v", from.Name, to.Name, err)
+	if err == nil {
+		_, err = fmt.Sscan(out, &shortest, &longest)
 	}
-	return time.Duration(us) * time.Microsecond
+	if err != nil {
+		t.Fatalf("from %s to %s: %v %s", from.Name, to.Name, err, out)
+	}
+	return shortest * time.Microsecond, longest * time.Microsecond
 }
 
 // TestDelay: a path takes as much longer as it was told to, one way, and carries all; the others take no longer, and neither
@@ -98,12 +101,12 @@ func TestDelay(t *testing.T) {
 	for _, h := range []*bed.Host{x, y, z} {
 		go func() { _, _ = run(h, "echo", "60") }() // until the bed ends
 	}
-	near := max(roundTrip(t, x, y), roundTrip(t, x, z))
+	near, _ := roundTrips(t, x, y)
 	const slack = 20 * time.Millisecond // the machine may be busy
 	check := func(when string, from, to *bed.Host, want time.Duration) {
 		t.Helper()
 		testcluster.Await(t, limit, func() error {
-			got := roundTrip(t, from, to)
+			got, _ := roundTrips(t, from, to)
 			if got < want || got > want+near+slack {
 				return fmt.Errorf("%s: the shortest round trip from %s to %s takes %s, want %s and at most %s more", when, from.Name, to.Name, got, want, near+slack)
 			}
@@ -121,10 +124,14 @@ func TestDelay(t *testing.T) {
 	b.Delay(10*time.Millisecond, at(x), at(y, z))
 	check("changed", x, y, 35*time.Millisecond)
 	check("changed", x, z, 10*time.Millisecond)
-	b.Jitter(10*time.Millisecond, at(x), at(y)) // the shortest of ten: hardly any of it
-	check("with jitter", x, y, 35*time.Millisecond)
+	b.Jitter(200*time.Millisecond, at(x), at(y))
+	if shortest, longest := roundTrips(t, x, y); shortest < 35*time.Millisecond || longest < 65*time.Millisecond { // a draw of ten below 15 %: never
+		t.Errorf("with jitter, a round trip takes %s to %s, want 35ms and up to 200ms more", shortest, longest)
+	}
+	b.Jitter(0, at(x), at(y))
+	check("without jitter", x, y, 35*time.Millisecond)
 
-	const size = 16 << 20 // in packets larger than a link's, and with what the relay has no room for
+	const size = 4 << 20 // in packets larger than a link carries
 	poured := make(chan error, 1)
 	go func() {
 		_, err := run(x, "pour", y.IP, strconv.Itoa(size))
