@@ -101,5 +101,13 @@ SOAK ?= 30m
 soak: bin/test/warden ## random calls on clusters under faults, one run after the other, for SOAK
 	@WARDEN_SOAK=$(SOAK) WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test ./test/history -race -count=1 -run TestSoak -v -timeout 0
 
+# Of what fuzzing has found on this machine so far, KEEP inputs a target, small ones to large ones, become seeds that every test run tries.
+KEEP ?= 40
+corpus: ## stores inputs that `make fuzz` found in fuzz/testdata
+	@set -e; for dir in $$($(GO) env GOCACHE)/fuzz/warden/fuzz/*/; do to=fuzz/testdata/fuzz/$$(basename $$dir); rm -rf $$to; mkdir -p $$to; \
+		find $$dir -type f -size -8k -printf '%s %p\n' | sort -n | cut -d' ' -f2 >$$to/.all; n=$$(wc -l <$$to/.all); \
+		awk -v n=$$n -v keep=$(KEEP) 'NR == 1 || int(NR*keep/n) > int((NR-1)*keep/n)' $$to/.all | xargs -r cp -t $$to; rm $$to/.all; done; du -sh fuzz/testdata
+.PHONY: corpus
+
 clean:
 	rm -rf bin
