@@ -58,10 +58,11 @@ type options struct {
 	timeout       time.Duration
 	within        time.Duration
 	watch         func() func() float64 // watchLoad
+	log           io.Writer
 }
 
 func run(ctx context.Context) error {
-	o := options{watch: watchLoad}
+	o := options{watch: watchLoad, log: os.Stderr}
 	flag.IntVar(&o.runs, "runs", 0, "how often each is measured, in turns (default: 5, with -quick 1)")
 	flag.StringVar(&o.only, "only", "", "comma-separated names of what is measured (default: all)")
 	flag.StringVar(&o.dir, "dir", os.TempDir(), "folder on a disk for what managers and engines keep; a short path, since sockets are in it")
@@ -189,10 +190,10 @@ func (o options) once(ctx context.Context, w work, by string, run int) (values m
 			return w.do(ctx, by, o.dir, func(row int, v float64) { values[row] = v })
 		}()
 		others = load()
-		fmt.Fprintf(os.Stderr, "%s run %d: %s by %s: %.0f s, others %.0f%%\n", time.Now().UTC().Format(time.TimeOnly), run+1, w.name, titles[by], time.Since(start).Seconds(), others*100)
+		fmt.Fprintf(o.log, "%s run %d: %s by %s: %.0f s, others %.0f%%\n", time.Now().UTC().Format(time.TimeOnly), run+1, w.name, titles[by], time.Since(start).Seconds(), others*100)
 		if err != nil && ctx.Err() == nil {
 			err = fmt.Errorf("run %d: %s by %s: %w", run+1, w.name, titles[by], err)
-			fmt.Fprintln(os.Stderr, err)
+			fmt.Fprintln(o.log, err)
 		}
 		if err != nil || others <= loaded || try == o.again {
 			return values, others, err

@@ -48,7 +48,7 @@ func TestMeasureAgain(t *testing.T) {
 		{[]float64{0.9, 0.8, 0.7, 0.01}, 2, []float64{3}, 0.7},
 	} {
 		var r report
-		err := (options{watch: others(c.shares...), runs: 1, again: c.again, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r)
+		err := (options{log: t.Output(), watch: others(c.shares...), runs: 1, again: c.again, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r)
 		if got := r.results[0].values; err != nil || !slices.Equal(got[first], c.want) || r.others != c.others {
 			t.Errorf("others %v, again %d: %v, %v, %v; want %v, %v", c.shares, c.again, got, r.others, err, c.want, c.others)
 		}
@@ -58,7 +58,7 @@ func TestMeasureAgain(t *testing.T) {
 // TestMeasureTurns: each run has one value of each, and who was first is second the next time.
 func TestMeasureTurns(t *testing.T) {
 	var r report
-	if err := (options{watch: others(0), runs: 2, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r); err != nil {
+	if err := (options{log: t.Output(), watch: others(0), runs: 2, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.results[0].values; r.runs != 2 || !slices.Equal(got[first], []float64{1, 4}) || !slices.Equal(got["swarmkit"], []float64{2, 3}) {
@@ -69,7 +69,7 @@ func TestMeasureTurns(t *testing.T) {
 // TestMeasureFailureGoesOn: what fails is told and misses in its row, and nothing else does.
 func TestMeasureFailureGoesOn(t *testing.T) {
 	var r report
-	err := (options{watch: others(0), runs: 3, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) {
+	err := (options{log: t.Output(), watch: others(0), runs: 3, timeout: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) {
 		if k == 2 {
 			return 0, errors.New("broken")
 		}
@@ -90,7 +90,7 @@ func TestMeasureFailureGoesOn(t *testing.T) {
 func TestMeasureInterrupted(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	var r report
-	err := (options{watch: others(0), runs: 3, timeout: time.Minute}).measure(ctx, steps(func(_ string, k int) (float64, error) {
+	err := (options{log: t.Output(), watch: others(0), runs: 3, timeout: time.Minute}).measure(ctx, steps(func(_ string, k int) (float64, error) {
 		if k == 4 {
 			cancel()
 		}
@@ -107,7 +107,7 @@ func TestMeasureInterrupted(t *testing.T) {
 // TestMeasureWithin: no run begins that would not end in time.
 func TestMeasureWithin(t *testing.T) {
 	r := report{began: time.Now().Add(-time.Hour)}
-	err := (options{watch: others(0), runs: 3, timeout: time.Minute, within: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r)
+	err := (options{log: t.Output(), watch: others(0), runs: 3, timeout: time.Minute, within: time.Minute}).measure(t.Context(), steps(func(_ string, k int) (float64, error) { return float64(k), nil }), &r)
 	if err != nil || r.runs != 1 {
 		t.Errorf("%d runs, %v; want 1: an hour is over", r.runs, err)
 	}
@@ -118,7 +118,7 @@ func TestMeasureTimeout(t *testing.T) {
 	hang := steps(nil)
 	hang[0].do = func(ctx context.Context, _, _ string, _ func(int, float64)) error { <-ctx.Done(); return ctx.Err() }
 	var r report
-	if err := (options{watch: others(0), runs: 1, timeout: time.Millisecond}).measure(t.Context(), hang, &r); !errors.Is(err, context.DeadlineExceeded) {
+	if err := (options{log: t.Output(), watch: others(0), runs: 1, timeout: time.Millisecond}).measure(t.Context(), hang, &r); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("measure() = %v", err)
 	}
 	if table := r.table(); !strings.Contains(table, "failed") {

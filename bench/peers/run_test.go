@@ -51,6 +51,7 @@ func newProgram(t *testing.T, args ...string) *program {
 	p.Cmd = exec.Command(self, append([]string{"-quick", "-dir", dir}, args...)...)
 	p.Env = append(os.Environ(), p.mark)
 	p.Stdout, p.Stderr = &p.stdout, &p.stderr
+	p.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	p.WaitDelay = time.Second // a child that has its standard error must not hold it up
 	return p
 }
@@ -69,7 +70,7 @@ func (p *program) processes() (pids []string) {
 
 func (p *program) await(what string, ok func() error) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := await(ctx, what, 10*time.Millisecond, func(context.Context) (bool, error) { err := ok(); return err == nil, err }); err != nil {
 		p.t.Fatalf("%v\n%s%s", err, p.stdout.String(), p.stderr.String())
@@ -183,7 +184,13 @@ func TestInterruptLeavesNothing(t *testing.T) {
 			}
 			p.await("the moment", func() error { return c.moment(p) })
 			names := p.folders()
-			p.Process.Signal(c.signal)
+			to := p.Process.Pid
+			if c.signal == syscall.SIGINT {
+				to = -to // as a terminal does: to all of the process group
+			}
+			if err := syscall.Kill(to, c.signal); err != nil {
+				t.Fatal(err)
+			}
 			if err := p.Wait(); err == nil || !strings.Contains(p.stderr.String(), "interrupted") {
 				t.Errorf("it ended with %v: %s", err, p.stderr.String())
 			}
