@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"strconv"
 
 	"warden"
@@ -83,7 +84,7 @@ func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, e
 			continue
 		}
 		if c.create && res.Index <= planned && v.Object(c.kind, c.id) == nil { // the result is an old one
-			return nil, usedBefore(c.action)
+			return nil, doneBefore(res.Index, nil)
 		}
 		log.Info("changed by request", "action", c.action, "resource", c.id, "name", c.name, "index", res.Index)
 		reply := &api.ChangeReply{Id: c.id, Index: res.Index}
@@ -93,6 +94,38 @@ func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, e
 		return reply, nil
 	}
 	return nil, warden.Hint(warden.Errorf(warden.CodeConflict, "changing the state", "others changed the same object %d times meanwhile", attemptsMax), "try again")
+}
+
+// alter is commit for calls that leave an object behind. Where such a call is made again and refused now, though it had its effect
+// before, it says so: somebody else has changed or removed since what it made.
+func (s *Server) alter(ctx context.Context, plan func(v *store.View) (change, error)) (*api.ChangeReply, error) {
+	id, err := requestID(ctx)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := s.commit(context.WithValue(ctx, requestKey{}, id), plan)
+	return reply, s.changedSince(id, err)
+}
+
+// changedSince returns CodeConflict for a refusal of a call that had its effect before, by its request ID.
+func (s *Server) changedSince(id string, refused error) error {
+	if refused == nil || api.Transient(refused) || warden.CodeOf(refused) == warden.CodeInvalid {
+		return refused
+	}
+	if index := s.made(id); index != 0 {
+		return doneBefore(index, refused)
+	}
+	return refused
+}
+
+// doneBefore is the refusal of a call whose request ID had its effect at the index before. why is what stands in the way of another
+// one; nil: what it made is not there.
+func doneBefore(index uint64, why error) error {
+	if why == nil {
+		why = errors.New("what it made is not there, unless the request ID was used for another request")
+	}
+	return warden.Hint(warden.Errorf(warden.CodeConflict, "repeating a call", "it had its effect at index %d, and others have changed that since: %w", index, why),
+		"look at it before you make the change again; each request needs an ID of its own")
 }
 
 func usedBefore(op string) error {

@@ -30,7 +30,7 @@ func (s *Server) createZone(ctx context.Context, r *api.CreateZoneRequest) (*api
 	if err != nil {
 		return nil, err
 	}
-	return s.commit(ctx, func(v *store.View) (change, error) {
+	return s.alter(ctx, func(v *store.View) (change, error) {
 		c, err := create(v, op, r.Name, &api.Zone{Id: id, Name: r.Name})
 		switch {
 		case err != nil || c.made != nil:
@@ -70,7 +70,7 @@ func (s *Server) updateNode(ctx context.Context, r *api.UpdateNodeRequest) (*api
 		defer s.managers.Unlock()
 	}
 	var warnings []string
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+	reply, err := s.alter(ctx, func(v *store.View) (change, error) {
 		warnings = nil
 		c := change{kind: api.Kind_KIND_NODE, action: "update node", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_NODE, r.Reference)

@@ -129,6 +129,58 @@ func TestLostReply(t *testing.T) {
 	wantError(t, "RemoveNode as a new call", err, warden.CodeNotFound, "was removed at")
 }
 
+// A call whose reply is lost is made again, and meanwhile somebody else has removed what it made or changed, or made another of the
+// name: nobody is told that it was wrong, or that nothing was there, though it had its effect.
+func TestLostReplyAndChangedSince(t *testing.T) {
+	db := storetest.Secret("db")
+	w := newWorld(t, db, storetest.SecretVersion(db, 1), storetest.Service("web", "default"))
+	var since func()
+	s := follower(t, func(ctx context.Context, f *api.ForwardRequest) (*api.ForwardReply, error) {
+		reply, err := w.runOn(ctx, f)
+		if since != nil && err == nil {
+			others := since
+			since = nil
+			others()
+			return nil, warden.Errorf(warden.CodeUnavailable, "forwarding", "the leader went away")
+		}
+		return reply, err
+	})
+	other := func(method string, req proto.Message) func() {
+		return func() { do[*api.ChangeReply](t, w.Server, method, req) }
+	}
+	rm := func(method, name string) func() { return other(method, &api.ReferenceRequest{Reference: name}) }
+	create := func(name string) *api.CreateSecretRequest {
+		return &api.CreateSecretRequest{Name: name, Data: []byte("value")}
+	}
+	for _, c := range []struct {
+		what, method string
+		req          proto.Message
+		since        []func()
+	}{
+		{"a secret that is removed", "CreateSecret", create("a"), []func(){rm("RemoveSecret", "a")}},
+		{"a secret whose name has another", "CreateSecret", create("b"), []func(){rm("RemoveSecret", "b"), other("CreateSecret", create("b"))}},
+		{"rotation of one that is removed and made", "RotateSecret", &api.RotateSecretRequest{Reference: "db", Data: []byte("value")}, []func(){rm("RemoveSecret", "db"), other("CreateSecret", create("db"))}},
+		{"rotation of one that is removed", "RotateSecret", &api.RotateSecretRequest{Reference: "db", Data: []byte("value")}, []func(){rm("RemoveSecret", "db")}},
+		{"a service that is removed", "ScaleService", &api.ScaleServiceRequest{Reference: "web", Replicas: 3}, []func(){rm("RemoveService", "web")}},
+		{"a zone that is removed", "CreateZone", &api.CreateZoneRequest{Name: "z"}, []func(){rm("RemoveZone", "z")}},
+	} {
+		since = func() {
+			for _, f := range c.since {
+				f()
+			}
+		}
+		_, err := call(t.Context(), s, c.method, c.req)
+		wantError(t, c.method+" of "+c.what, err, warden.CodeConflict, "had its effect at index")
+		if since != nil {
+			t.Errorf("%s of %s: no reply was lost", c.method, c.what)
+		}
+		_, err = call(t.Context(), s, c.method, c.req)
+		if warden.CodeOf(err) == warden.CodeConflict {
+			t.Errorf("%s of %s, as a new call, = %v", c.method, c.what, err)
+		}
+	}
+}
+
 // A repeated eviction of a manager does again what comes after the command: the first leader may have died before.
 func TestLostReplyOfAManagersEviction(t *testing.T) {
 	m2 := storetest.Manager(warden.NewID())
@@ -172,7 +224,7 @@ func TestSameRequestIDTwice(t *testing.T) {
 	_, err := call(ctx, w.Server, "CreateSecret", &api.CreateSecretRequest{Name: "other", Data: []byte("v")})
 	wantError(t, "another name with the same request ID", err, warden.CodeInvalid, "used for another request")
 	_, err = call(ctx, w.Server, "CreateZone", &api.CreateZoneRequest{Name: "other"})
-	wantError(t, "another kind with the same request ID", err, warden.CodeInvalid, "used for another request")
+	wantError(t, "another kind with the same request ID", err, warden.CodeConflict, "used for another request")
 	_, err = call(ctx, w.Server, "CreateToken", &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER, Rotate: true})
 	wantError(t, "a token with the same request ID", err, warden.CodeInvalid, "used for another request")
 	if n := len(w.store.View().Tokens()); n != 0 {

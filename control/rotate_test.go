@@ -195,7 +195,7 @@ func TestRotationRepeatedAfterReseal(t *testing.T) {
 	}
 	do[*api.ChangeReply](t, w.Server, "CreateSecret", &api.CreateSecretRequest{Name: "fresh", Data: []byte("one")})
 	_, err := call(other, w.Server, "RotateSecret", &api.RotateSecretRequest{Reference: "fresh", Data: []byte("two")})
-	wantError(t, "RotateSecret with the request ID of another call", err, warden.CodeInvalid, "used for another request")
+	wantError(t, "RotateSecret with the request ID of another call", err, warden.CodeConflict, "used for another request")
 }
 
 func TestRotationThatAServiceCannotBear(t *testing.T) {

@@ -41,7 +41,7 @@ func (s *Server) createSecret(ctx context.Context, r *api.CreateSecretRequest) (
 		return nil, err
 	}
 	zones := slices.Compact(slices.Sorted(slices.Values(r.Zones)))
-	return s.commit(ctx, func(v *store.View) (change, error) {
+	return s.alter(ctx, func(v *store.View) (change, error) {
 		record := &api.Secret{Id: id, Name: r.Name, Labels: r.Labels, Zones: zones, CurrentVersion: 1}
 		c, err := create(v, op, r.Name, record)
 		if err != nil || c.made != nil {
@@ -113,7 +113,7 @@ func (s *Server) rotateSecret(ctx context.Context, r *api.RotateSecretRequest) (
 	}
 	ctx = context.WithValue(ctx, requestKey{}, request)
 	full := "" // ID of the secret, where it has as many versions as it may
-	done, err := s.commit(ctx, func(v *store.View) (change, error) {
+	done, err := s.alter(ctx, func(v *store.View) (change, error) {
 		c := change{kind: api.Kind_KIND_SECRET, action: "rotate secret", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_SECRET, r.Reference)
 		if err != nil {
@@ -147,7 +147,7 @@ func (s *Server) rotateSecret(ctx context.Context, r *api.RotateSecretRequest) (
 	v := s.cfg.Store.View()
 	reply := &api.RotateSecretReply{Id: done.Id, Index: done.Index, Version: rotatedAt(v, done.Id, done.Index)}
 	if reply.Version == 0 {
-		return nil, usedBefore(op)
+		return nil, doneBefore(done.Index, nil)
 	}
 	for _, sv := range v.Services() {
 		if sv.Spec.Replicas > 0 && follows(sv, done.Id) {

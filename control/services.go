@@ -43,7 +43,7 @@ func (s *Server) createService(ctx context.Context, r *api.CreateServiceRequest)
 	if err != nil {
 		return nil, err
 	}
-	return s.commit(ctx, func(v *store.View) (change, error) {
+	return s.alter(ctx, func(v *store.View) (change, error) {
 		spec := api.Clone(r.Spec)
 		c, err := create(v, op, spec.Name, &api.Service{Id: id, Spec: spec})
 		if err != nil || c.made != nil {
@@ -78,7 +78,7 @@ func (s *Server) updateService(ctx context.Context, r *api.UpdateServiceRequest)
 	}
 	ctx = context.WithValue(ctx, requestKey{}, request)
 	stale := false
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+	reply, err := s.alter(ctx, func(v *store.View) (change, error) {
 		c := change{kind: api.Kind_KIND_SERVICE, action: "update service", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_SERVICE, r.Reference)
 		if err != nil {
@@ -123,7 +123,7 @@ func (s *Server) ScaleService(ctx context.Context, r *api.ScaleServiceRequest) (
 	if r.Replicas > warden.ReplicasMax {
 		return nil, api.Error(warden.Errorf(warden.CodeTooLarge, "scaling service "+r.Reference, "at most %d replicas", warden.ReplicasMax))
 	}
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+	reply, err := s.alter(ctx, func(v *store.View) (change, error) {
 		c := change{kind: api.Kind_KIND_SERVICE, action: "scale service", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_SERVICE, r.Reference)
 		if err != nil {

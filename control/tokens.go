@@ -122,7 +122,7 @@ func revokeAll(v *store.View, now int64, match func(*api.Token) bool) []*api.Ope
 // RevokeToken ends one token. One that was revoked before stays so, and the reply says since when.
 func (s *Server) RevokeToken(ctx context.Context, r *api.ReferenceRequest) (*api.ChangeReply, error) {
 	var warnings []string
-	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
+	reply, err := s.alter(ctx, func(v *store.View) (change, error) {
 		warnings = nil
 		c := change{kind: api.Kind_KIND_TOKEN, action: "revoke token", name: r.Reference}
 		id, err := v.Resolve(api.Kind_KIND_TOKEN, r.Reference)
