@@ -78,7 +78,7 @@ func TestEngines(t *testing.T) {
 	t.Parallel()
 	bed.NeedEngine(t)
 	var dir string
-	var processes []string
+	var processes, groups []string
 	if !t.Run("bed", func(t *testing.T) {
 		b := bed.New(t)
 		m := b.Hosts([]string{"m1", "m2", "m3"})
@@ -163,7 +163,10 @@ func TestEngines(t *testing.T) {
 		}
 		m[0].Ctl("service", "create", "--name", "left", "--replicas", "2", "--secret", "password", appImage, "/app")
 		awaitTasks(t, m[0], "left", 2) // what runs when the bed ends
-		processes = append(processes, processesOf(b)...)
+		processes, groups = append(processes, processesOf(b)...), bed.Cgroups(dir)
+		if len(groups) < len(w) {
+			t.Errorf("cgroups of %d engines = %q", len(w), groups)
+		}
 		if err := leftover(dir, processes); err == nil {
 			t.Error("leftover does not see a bed that is there")
 		}
@@ -172,5 +175,10 @@ func TestEngines(t *testing.T) {
 	}
 	if err := leftover(dir, processes); err != nil {
 		t.Error(err)
+	}
+	for _, group := range groups {
+		if _, err := os.Stat(group); err == nil {
+			t.Errorf("%s is left", group)
+		}
 	}
 }
