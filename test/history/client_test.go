@@ -33,7 +33,7 @@ type connection struct {
 func (r *run) connect(h *bed.Host) connection {
 	cc, err := grpc.NewClient("unix://"+filepath.Join(r.bed.Dir, h.Name, "sock"),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
-		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}))
+		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: patience, Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}))
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -110,6 +110,9 @@ func (r *run) outcome(err error) (out reply, sent bool) {
 		}
 		return reply{Unknown: true}, true
 	default:
+		if code == warden.CodeConflict && strings.Contains(text, "had its effect") { // at some moment: others have undone it
+			return reply{Unknown: true}, true
+		}
 		if code == warden.CodeNotFound && strings.Contains(text, "secret") && strings.Contains(text, "service") {
 			code = noSecret
 		}
@@ -281,18 +284,23 @@ func (c *client) service(at *member) bool {
 	}
 }
 
-// spec draws what a service runs: a process that waits, with up to two secrets. forbidden names one that may not enter its zone.
+// spec draws what a service runs: a process that waits, with up to two secrets. forbidden names one that may not enter its zone, which
+// is tried now and then.
 func (c *client) spec(p place) (spec *api.ServiceSpec, forbidden string) {
 	task := &api.TaskSpec{Image: "host", Command: []string{"sleep", "31536000"}, Zone: p.zones[0], StopGraceNs: int64(time.Second)}
+	give := func(s place) {
+		task.Secrets = append(task.Secrets, &api.SecretReference{SecretName: s.name, Target: fmt.Sprintf("%s.%d", s.name, len(task.Secrets))})
+	}
 	for range c.rand.IntN(3) {
-		s := c.secrets.pick(c.rand.IntN)
-		if !s.mayEnter(p.zones[0]) && c.rand.IntN(3) > 0 { // now and then it is tried
-			continue
+		if s := c.secrets.pick(c.rand.IntN); s.mayEnter(p.zones[0]) {
+			give(s)
 		}
-		if !s.mayEnter(p.zones[0]) {
+	}
+	for try := c.rand.IntN(4) == 0; try && forbidden == ""; {
+		if s := c.secrets.pick(c.rand.IntN); !s.mayEnter(p.zones[0]) {
+			give(s)
 			forbidden = s.name
 		}
-		task.Secrets = append(task.Secrets, &api.SecretReference{SecretName: s.name, Target: fmt.Sprintf("%s.%d", s.name, len(task.Secrets))})
 	}
 	return &api.ServiceSpec{Name: p.name, Task: task}, forbidden
 }

@@ -313,10 +313,11 @@ func newRun(t *testing.T) *run {
 		r.members = append(r.members, one)
 	}
 	r.managers, r.workers = r.members[:3], r.members[3:]
-	reply, err := r.managers[0].control.List(t.Context(), &api.ListRequest{Kind: api.Kind_KIND_NODE})
-	if err != nil {
-		t.Fatal(err)
-	}
+	var reply *api.ListReply
+	testcluster.Await(t, limit, func() (err error) {
+		reply, err = r.managers[0].control.List(t.Context(), &api.ListRequest{Kind: api.Kind_KIND_NODE})
+		return err
+	})
 	for _, o := range reply.Objects {
 		n := o.GetNode()
 		i := slices.IndexFunc(r.members, func(m *member) bool { return m.Name == n.Hostname })
