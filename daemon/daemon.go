@@ -409,12 +409,13 @@ func (d *Daemon) evict(r *api.EvictRequest) {
 	d.logger.Warn("evicted: wiped identity, state, tasks and secrets", "node_id", r.NodeId)
 }
 
-// wipe removes everything that belongs to a cluster: the identity first, without which the rest is nobody's.
+// wipe removes everything that belongs to a cluster: the key file first and for good, without which the rest is nobody's. The other
+// way round a crash could leave a node that knows its key and no manager, and never hears that it was evicted.
 func (d *Daemon) wipe() error {
 	if err := d.mark(); err != nil {
 		return err
 	}
-	for _, name := range []string{identityDir, raftDir} {
+	for _, name := range []string{keyFile, identityDir, raftDir} {
 		if err := durable.RemoveAll(filepath.Join(d.cfg.StateDir, name)); err != nil {
 			return warden.Wrap("wiping the state directory", err)
 		}

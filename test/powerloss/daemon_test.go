@@ -59,11 +59,16 @@ func run(base string) (*manage, error) {
 	if err := loopback(); err != nil {
 		return nil, err
 	}
-	socket := base + ".sock"
+	return start(base, "state", address)
+}
+
+// start starts the daemon of a folder of base.
+func start(base, folder, address string) (*manage, error) {
+	socket := base + "." + folder
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- daemon.Run(ctx, daemon.Config{StateDir: state(base), Listen: address, Socket: socket, Hostname: "h", Version: "test", Executor: idle{},
+		ended <- daemon.Run(ctx, daemon.Config{StateDir: filepath.Join(base, folder), Listen: address, Socket: socket, Hostname: folder, Version: "test", Executor: idle{},
 			Logger: slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{Level: slog.LevelWarn}))})
 	}()
 	cc, err := grpc.NewClient("unix:"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
@@ -397,8 +402,12 @@ func followed(notes []string) (stage int) {
 	return stage
 }
 
-// live runs the check of a live daemon in a process of its own.
-func live(base string, notes []string) error {
+// liveBy returns a check that runs in a process of its own.
+func liveBy(sequence string) func(base string, notes []string) error {
+	return func(base string, notes []string) error { return live(sequence, base, notes) }
+}
+
+func live(sequence, base string, notes []string) error {
 	b, err := json.Marshal(notes)
 	if err != nil {
 		return err
@@ -406,7 +415,7 @@ func live(base string, notes []string) error {
 	if err := os.WriteFile(filepath.Join(base, "notes"), b, 0o600); err != nil {
 		return err
 	}
-	told, err := json.Marshal(child{"live", base})
+	told, err := json.Marshal(child{sequence, base})
 	if err != nil {
 		return err
 	}
@@ -569,18 +578,18 @@ func needRoot(t *testing.T) {
 // TestInit: wherever the making of a cluster is cut, there is none, or all of it.
 func TestInit(t *testing.T) {
 	needRoot(t)
-	attack{sequence: "init", check: checkManager, live: live, kills: 6, losses: 80, lives: 4, isOwnNetwork: true}.run(t)
+	attack{sequence: "init", check: checkManager, live: liveBy("live"), kills: 6, lives: 4, isOwnNetwork: true}.run(t)
 }
 
 // TestRotations: wherever autolock is cut as it is turned on, as its key is rotated with the DEK and the node's leaf, and as it is turned off,
 // the manager opens its state with the unlock key of before or the one after, goes on, and loses nothing.
 func TestRotations(t *testing.T) {
 	needRoot(t)
-	attack{sequence: "rotations", prepare: prepareBy("init"), check: checkManager, live: live, kills: 8, losses: 120, lives: 6, isOwnNetwork: true}.run(t)
+	attack{sequence: "rotations", prepare: prepareBy("init"), check: checkManager, live: liveBy("live"), kills: 8, losses: 200, lives: 6, isOwnNetwork: true}.run(t)
 }
 
 // TestLeave: wherever leaving is cut, the node is a manager that works, or nobody.
 func TestLeave(t *testing.T) {
 	needRoot(t)
-	attack{sequence: "leave", prepare: prepareBy("init"), check: checkManager, live: live, kills: 6, losses: 80, lives: 6, isOwnNetwork: true}.run(t)
+	attack{sequence: "leave", prepare: prepareBy("init"), check: checkManager, live: liveBy("live"), kills: 6, lives: 4, isOwnNetwork: true}.run(t)
 }

@@ -59,7 +59,7 @@ type attack struct {
 	prepare func(t *testing.T, base string)
 	// check opens base/state with the product's code. notes is what was acknowledged before the crash.
 	check func(base string, notes []string) error
-	// live is a check that takes long. It comes after every kill, and after as many losses of power as lives says.
+	// live is a check that takes long. It comes after every kill, and after as many losses of power as lives says; -1: none.
 	live  func(base string, notes []string) error
 	lives int
 	// kills and losses are how many kills and losses of power are tried; 0: all.
@@ -257,7 +257,10 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 	}
 	states := slices.Collect(tr.Record.States(points, seed))
 	pick := some(len(states), want)
-	alive := some(len(pick), max(s.lives, 1))
+	var alive []int
+	if s.lives >= 0 {
+		alive = some(len(pick), s.lives)
+	}
 	work := func(i int) bool {
 		st := states[pick[i]-1]
 		dir := s.copyWithout(base)
@@ -294,17 +297,8 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 
 // copyWithout returns a copy of the folder without its state.
 func (s *scene) copyWithout(base string) string {
-	to := s.folder()
-	err := os.Remove(state(to))
-	entries, rerr := os.ReadDir(base)
-	err = errors.Join(err, rerr)
-	for _, e := range entries {
-		if e.Type().IsRegular() {
-			b, rerr := os.ReadFile(filepath.Join(base, e.Name()))
-			err = errors.Join(err, rerr, os.WriteFile(filepath.Join(to, e.Name()), b, 0o600))
-		}
-	}
-	if err != nil {
+	to := s.copy(base)
+	if err := os.RemoveAll(state(to)); err != nil {
 		s.t.Fatal(err)
 	}
 	return to
