@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"strconv"
 
 	"warden"
@@ -43,6 +44,18 @@ type change struct {
 	made   *api.Meta                // there is nothing to do: the object is as the caller wants it
 	create bool                     // the object with the ID is there afterwards
 	check  func(v *store.View) bool // where not nil: whether the state has what these operations put
+}
+
+// version returns that which the command gave the object; the state may have a newer one by now. 0 where it was removed.
+func (c change) version(res *api.Result) uint64 {
+	i := slices.IndexFunc(c.ops, func(op *api.Operation) bool {
+		kind, record := store.Unwrap(op.GetPut().GetObject())
+		return record != nil && kind == c.kind && record.GetId() == c.id
+	})
+	if i < 0 || i >= len(res.Versions) {
+		return 0
+	}
+	return res.Versions[i]
 }
 
 // commit makes a change on the leader, and tries again on fresh state where somebody else was faster. Attempt n has the
@@ -87,11 +100,7 @@ func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, e
 			return nil, doneBefore(res.Index, nil)
 		}
 		log.Info("changed by request", "action", c.action, "resource", c.id, "name", c.name, "index", res.Index)
-		reply := &api.ChangeReply{Id: c.id, Index: res.Index}
-		if _, record := store.Unwrap(v.Object(c.kind, c.id)); record != nil {
-			reply.Version = record.GetMeta().GetVersion()
-		}
-		return reply, nil
+		return &api.ChangeReply{Id: c.id, Version: c.version(res), Index: res.Index}, nil
 	}
 	return nil, warden.Hint(warden.Errorf(warden.CodeConflict, "changing the state", "others changed the same object %d times meanwhile", attemptsMax), "try again")
 }

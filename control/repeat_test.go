@@ -181,6 +181,41 @@ func TestLostReplyAndChangedSince(t *testing.T) {
 	}
 }
 
+// Each of many changes of one object at once is told the version that it made, not one of the others': who updates from that
+// would overwrite what it never saw.
+func TestChangesAtOnceKnowTheirVersions(t *testing.T) {
+	w := newWorld(t, storetest.Service("web", "default"))
+	var wg sync.WaitGroup
+	var mu sync.Mutex // guards told
+	told := map[uint64]uint64{}
+	for n := range uint64(8) {
+		wg.Go(func() {
+			for i := range uint64(20) {
+				reply, err := call(t.Context(), w.Server, "ScaleService", &api.ScaleServiceRequest{Reference: "web", Replicas: 1000 + 100*n + i})
+				if warden.CodeOf(err) == warden.CodeConflict {
+					continue // others were faster too often
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				mu.Lock()
+				told[reply.(*api.ChangeReply).Version]++
+				mu.Unlock()
+			}
+		})
+	}
+	wg.Wait()
+	for version, n := range told {
+		if n > 1 {
+			t.Errorf("version %d was told to %d callers", version, n)
+		}
+	}
+	if len(told) < 8 {
+		t.Errorf("%d changes were made", len(told))
+	}
+}
+
 // A repeated eviction of a manager does again what comes after the command: the first leader may have died before.
 func TestLostReplyOfAManagersEviction(t *testing.T) {
 	m2 := storetest.Manager(warden.NewID())
