@@ -109,32 +109,20 @@ func family(t testing.TB, h *testcluster.Host) (all []string) {
 	return all
 }
 
-// newWorker returns a manager and a worker that runs a victim with a secret, and the commands for tasks beside it.
-func newWorker(t *testing.T) (a *arena, command func(...string) []string) {
-	t.Helper()
-	testcluster.Root(t)
-	a = &arena{Cluster: testcluster.New(t)}
-	a.m[0] = a.Host("m1")
-	a.w[0] = a.Host("w1")
+// onTheNode: who is on a worker, and not root there, is after the secrets of its tasks.
+func (a *arena) onTheNode(t *testing.T) {
 	m, w := a.m[0], a.w[0]
-	m.Ctl("swarm", "init")
-	w.Join(m.Token("worker"), m)
 	m.CtlIn(testcluster.Canary, "secret", "create", "password", "-")
 	m.CtlIn("mine", "secret", "create", "own", "-")
-	command = stage(t)
-	m.Ctl(append([]string{"service", "create", "--name", "victim", "--constraint", "node.role==worker", "--secret", "password", "host"}, command("victim")...)...)
+	command := stage(t)
+	m.Ctl(append([]string{"service", "create", "--name", "victim", "--constraint", "node.hostname==w1", "--secret", "password", "host"}, command("victim")...)...)
 	said(t, m, "victim", `victim: \d+ bytes of secrets, shared memory: <nil>`)
 	if n := len(family(t, w)); n < 4 {
 		t.Fatalf("%d processes of the worker are found, want its daemon, and the victim with its supervisor and init", n)
 	}
-	return a, command
-}
-
-// TestOnTheNode: who is on a worker, and not root there, is after the secrets of its tasks.
-func TestOnTheNode(t *testing.T) {
-	a, command := newWorker(t)
-	t.Run("LocalUser", func(t *testing.T) { a.localUser(t) })
+	t.Run("LocalUser", a.localUser)
 	t.Run("TaskAgainstTask", func(t *testing.T) { a.taskAgainstTask(t, command) })
+	m.Ctl("service", "rm", "victim", "attacker")
 }
 
 // localUser is somebody with a shell and nothing else.
@@ -206,7 +194,7 @@ func cgroupsOf(t testing.TB, pids []string) (dirs []string) {
 // taskAgainstTask: a task of the process executor that is after another's secrets.
 func (a *arena) taskAgainstTask(t *testing.T, command func(...string) []string) {
 	m, w := a.m[0], a.w[0]
-	m.Ctl(append([]string{"service", "create", "--name", "attacker", "--constraint", "node.role==worker", "--secret", "own", "host"}, command(append([]string{"task"}, family(t, w)...)...)...)...)
+	m.Ctl(append([]string{"service", "create", "--name", "attacker", "--constraint", "node.hostname==w1", "--secret", "own", "host"}, command(append([]string{"task"}, family(t, w)...)...)...)...)
 	out := said(t, m, "attacker", `tried \d+`)
 	if !strings.Contains(out, "I have a secret of my own of 4 bytes") {
 		t.Errorf("the attacker has no secret of its own, so the test proves nothing:\n%s", out)

@@ -8,10 +8,9 @@ import (
 	"warden"
 )
 
-// TestFloods: a peer that stalls, sends too much, opens too much, or speaks no protocol, at each door: before a hello, within a handshake, behind the
+// floods: a peer that stalls, sends too much, opens too much, or speaks no protocol, at each door: before a hello, within a handshake, behind the
 // door without a certificate, with a worker's, and with a manager's.
-func TestFloods(t *testing.T) {
-	a := newArena(t)
+func (a *arena) floods(t *testing.T) {
 	t.Run("HalfOpen", func(t *testing.T) {
 		n := 10_000
 		var files syscall.Rlimit
