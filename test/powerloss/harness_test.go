@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"warden/executor/process"
 	"warden/internal/leaktest"
 	"warden/test/powerloss"
 )
@@ -31,6 +32,7 @@ const childVar = "WARDEN_POWERLOSS_CHILD"
 type child struct{ Sequence, Base string }
 
 func TestMain(m *testing.M) {
+	process.Main(os.Args) // of tasks
 	if told := os.Getenv(childVar); told != "" {
 		var c child
 		if err := json.Unmarshal([]byte(told), &c); err != nil {
@@ -65,6 +67,7 @@ type attack struct {
 	// kills and losses are how many kills and losses of power are tried; 0: all.
 	kills, losses int
 	isOwnNetwork  bool // of the processes
+	isShared      bool // other processes write there too: nothing is known of losses of power
 	// again is a sequence that runs after as many of the kills, on what they left, before power is lost. "": none.
 	again  string
 	agains int // 0: after all
@@ -86,12 +89,20 @@ func (a attack) run(t *testing.T) {
 	if got := full.Record.Notes(len(full.Record.Ops)); len(got) == 0 {
 		t.Fatal("the sequence notes nothing: no loss could be seen")
 	}
-	if err := s.checkAll(s.copy(base), full.Record.Notes(len(full.Record.Ops))); err != nil {
+	whole := base
+	if !a.isShared {
+		whole = s.copy(base)
+	}
+	if err := s.checkAll(whole, full.Record.Notes(len(full.Record.Ops))); err != nil {
 		t.Fatalf("unharmed: %v", err)
 	}
 	start := time.Now()
 	kills := s.kills(full.Record.Ops)
 	killTime := time.Since(start)
+	if a.isShared {
+		t.Logf("%d operations, killed after %d of them in %s", len(full.Record.Ops), kills, killTime.Round(time.Millisecond))
+		return
+	}
 	start = time.Now()
 	states, of := s.losses(full, base, 0, a.losses)
 	t.Logf("%d operations, killed after %d of them in %s; power lost in %d of %d distinct ways in %s", len(full.Record.Ops), kills, killTime.Round(time.Millisecond), states, of, time.Since(start).Round(time.Millisecond))
@@ -150,10 +161,13 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 		s.t.Fatal(err)
 	}
 	tr, err := powerloss.Trace{Argv: []string{os.Args[0]}, Env: append(os.Environ(), childVar+"="+string(told), "GORACE=atexit_sleep_ms=0"), Root: state(base), KillAt: killAt,
-		IsOwnNetwork: s.isOwnNetwork, Limit: limit, After: after}.Run()
+		IsShared: s.isShared, IsOwnNetwork: s.isOwnNetwork, Limit: limit, After: after}.Run()
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
 		return tr, false
+	}
+	if s.isShared {
+		return tr, true
 	}
 	is, err := powerloss.ReadTree(state(base))
 	if err != nil {

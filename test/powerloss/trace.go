@@ -26,6 +26,9 @@ type Trace struct {
 	Root      string        // what is recorded: the directory and all below it, which must be absolute and free of symlinks
 	KillAt    int           // the process is killed after so many operations of its own; 0: never
 	Limit     time.Duration // it is killed after this long
+	// IsShared says that other processes write below the root too: what is not known is numbered when it is met, and the record does not
+	// tell what is on the disk.
+	IsShared bool
 	// IsOwnNetwork gives the process a network of its own, in which nothing is up. It needs root.
 	IsOwnNetwork bool
 	After        *Tracer // nil, or an earlier process on the same tree, whose record goes on
@@ -328,7 +331,11 @@ func (tr *Tracer) lookup(info os.FileInfo, err error) (id int, ok bool) {
 // named returns the number of what has the path.
 func (tr *Tracer) named(path string) int {
 	id, ok := tr.lookup(os.Lstat(path))
-	if !ok {
+	switch {
+	case ok:
+	case tr.t.IsShared:
+		id, _ = tr.made(path)
+	default:
 		tr.refuse("%s is not known", path)
 	}
 	return id

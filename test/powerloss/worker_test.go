@@ -58,15 +58,16 @@ func nodeIs(m, node *manage, role api.Role, zone string) error {
 	})
 }
 
-// update changes the node's record.
+// update changes the node's record. It may have to wait until the manager finds the node ready.
 func (m *manage) update(r *api.UpdateNodeRequest) error {
-	n, err := m.nodeRecord()
-	if err != nil {
+	return await("the node's record is changed", func() error {
+		n, err := m.nodeRecord()
+		if err == nil {
+			r.Reference = n.Id
+			_, err = m.ctl.UpdateNode(context.Background(), r)
+		}
 		return err
-	}
-	r.Reference = n.Id
-	_, err = m.ctl.UpdateNode(context.Background(), r)
-	return err
+	})
 }
 
 // wiped waits until nothing of a cluster is left of the node.
