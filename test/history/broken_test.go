@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/anishathalye/porcupine"
@@ -102,10 +103,14 @@ func TestChecker(t *testing.T) {
 			if got := len(bad) == 0; got != c.want {
 				t.Errorf("the checker takes it: %v, want %v: %v", got, c.want, c.events)
 			}
-			for _, name := range []string{"history-it.html", "history"} {
-				if fi, err := os.Stat(filepath.Join(dir, name)); (err == nil && fi.Size() > 0) == c.want {
-					t.Errorf("%s of a history that is right = %v: %v", name, c.want, err)
-				}
+			if fi, err := os.Stat(filepath.Join(dir, "history-it.html")); (err == nil && fi.Size() > 0) == c.want {
+				t.Errorf("a page of a history that is right = %v: %v", c.want, err)
+			}
+			if err := h.list(filepath.Join(dir, "history")); err != nil {
+				t.Error(err)
+			}
+			if b, err := os.ReadFile(filepath.Join(dir, "history")); err != nil || strings.Count(string(b), "\n") != len(c.events) {
+				t.Errorf("the list has %q, want %d calls: %v", b, len(c.events), err)
 			}
 		})
 	}

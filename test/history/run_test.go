@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	mathrand "math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -292,6 +293,14 @@ func newRun(t *testing.T) *run {
 	b := bed.New(t)
 	h := newHistory()
 	r := &run{t: t, bed: b, history: h, secret: map[string]string{}, keys: map[string]string{}, observed: map[string]bool{}}
+	t.Cleanup(func() { // before the bed ends
+		if !t.Failed() {
+			return
+		}
+		if err := h.list(filepath.Join(b.Dir, "history")); err != nil {
+			t.Error(err)
+		}
+	})
 	random := make([]byte, 8)
 	rand.Read(random)
 	r.canary = "canary-" + hex.EncodeToString(random)
