@@ -43,7 +43,7 @@ func (a *arena) floods(t *testing.T) {
 			as[i] = &m
 		}
 		a.attack(t, 160,
-			flood{kind: "node-silent", n: 1000, as: as[0], door: "node", code: warden.CodeLimited, want: 900},
+			flood{kind: "node-silent", n: 1000, as: as[0], door: "node", code: warden.CodeLimited, want: 300},
 			flood{kind: "node-frames", n: 40, as: as[1], door: "node", code: warden.CodeUnavailable, want: 20},
 			flood{kind: "node-giant", n: 10, as: as[2], door: "node", code: warden.CodeTooLarge, want: 5},
 		)
