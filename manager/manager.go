@@ -395,7 +395,8 @@ func Sums(b []byte) [][32]byte {
 	return out
 }
 
-// manager returns how to reach a manager: by its record, or by what the node knew before the replica had it.
+// manager returns how to reach a manager: by its record, by what the node knew before the replica had it, or by what the log says, of
+// which nothing is applied before a leader is elected: a member that is being added or demoted may be on no list, and its vote is needed.
 func (m *Manager) manager(id string) (*api.ManagerInfo, error) {
 	v := m.store.View()
 	if n := v.Node(id); n != nil && n.Address != "" {
@@ -406,6 +407,11 @@ func (m *Manager) manager(id string) (*api.ManagerInfo, error) {
 			if i.NodeId == id {
 				return i, nil
 			}
+		}
+		if n, err := m.store.LoggedNode(id); err != nil {
+			return nil, warden.Wrap("looking up manager "+id, err)
+		} else if n.GetAddress() != "" {
+			return managerInfo(n), nil
 		}
 	}
 	return nil, warden.Errorf(warden.CodeUnavailable, "looking up manager "+id, "no address known")

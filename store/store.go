@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -227,6 +228,36 @@ func (s *Store) WaitApplied(ctx context.Context, index uint64) error {
 			return warden.Wrap(op, ctx.Err())
 		}
 	}
+}
+
+// LoggedNode returns the newest record of a node that the log has, applied or not, nil for none. A replica that has just started has
+// applied nothing behind its snapshot, and must reach the others first: this is where they may be, and no record to judge by, since it
+// may never have been committed. Cost: reads the log from its end to there. Errors: those of the log.
+func (s *Store) LoggedNode(id string) (*api.Node, error) {
+	first, err1 := s.stores.Logs.FirstIndex()
+	last, err2 := s.stores.Logs.LastIndex()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	for i := last; i >= max(first, 1); i-- {
+		var l raft.Log
+		switch err := s.stores.Logs.GetLog(i, &l); {
+		case errors.Is(err, raft.ErrLogNotFound): // compacted meanwhile
+			return nil, nil
+		case err != nil:
+			return nil, err
+		}
+		var cmd api.Command
+		if l.Type != raft.LogCommand || proto.Unmarshal(l.Data, &cmd) != nil {
+			continue
+		}
+		for _, op := range slices.Backward(cmd.Operations) {
+			if n := op.GetPut().GetObject().GetNode(); n.GetId() == id {
+				return n, nil
+			}
+		}
+	}
+	return nil, nil
 }
 
 // Snapshot takes a snapshot now. With nothing new it does nothing.
