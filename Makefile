@@ -101,6 +101,10 @@ SOAK ?= 30m
 soak: bin/test/warden ## random calls on clusters under faults, one run after the other, for SOAK
 	@WARDEN_SOAK=$(SOAK) WARDEN_TEST_BIN=$(CURDIR)/bin/test $(GO) test ./test/history -race -count=1 -run TestSoak -v -timeout 0
 
+powerloss: ## a kill after every call that changes a file, and all losses of power, where `make test` draws some
+	@WARDEN_POWERLOSS_ALL=1 $(GO) test ./test/powerloss -race -count=1 -v -timeout 2h
+.PHONY: powerloss
+
 # Of what fuzzing has found on this machine so far, KEEP inputs a target, small ones to large ones, become seeds that every test run tries.
 KEEP ?= 40
 corpus: ## stores inputs that `make fuzz` found in fuzz/testdata
