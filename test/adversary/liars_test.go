@@ -46,8 +46,8 @@ func (a *arena) still(t *testing.T) {
 	a.alive(t)
 }
 
-// TestCluster runs all attacks on one cluster but that of containers. The last are those that need a manager's key: from there on two are left.
-func TestCluster(t *testing.T) {
+// TestAdversaries runs all attacks on one cluster but that of containers. The last are those that need a manager's key: from there on two are left.
+func TestAdversaries(t *testing.T) {
 	a := newArena(t)
 	m := a.m[0]
 	m.Ctl("zone", "create", "pci")
