@@ -255,7 +255,7 @@ func (c *client) evicted(m *member) {
 	}
 	testcluster.Await(c.t, limit, func() error {
 		c.remove(c.up(), n)
-		if slices.Contains(c.nodes.known(), n) {
+		if !n.isGone.Load() {
 			return fmt.Errorf("node %s is not removed", n.id)
 		}
 		return nil

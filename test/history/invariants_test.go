@@ -242,6 +242,7 @@ func (r *run) plantEncoded() {
 
 // readEverything reads at each manager all that clients ever used: what was acknowledged is still there.
 func (c *client) readEverything() {
+	c.history.end()
 	for _, at := range c.managers {
 		for _, p := range c.secrets.ever() {
 			c.must(func() bool { return c.readSecrets(at, p.name) })
@@ -512,7 +513,7 @@ func (c *client) wantGuestsServed() {
 		all := c.nodes.ever()
 		n := all[slices.IndexFunc(all, func(n *node) bool { return n.guest == g })]
 		testcluster.Await(c.t, limit, func() error {
-			if c.remove(c.up(), n); slices.Contains(c.nodes.known(), n) {
+			if c.remove(c.up(), n); !n.isGone.Load() {
 				return fmt.Errorf("node %s is not removed", n.id)
 			}
 			return nil

@@ -51,6 +51,10 @@ type guest struct {
 // token makes a call on a token, or joins with it.
 func (c *client) token(at *member) bool {
 	t, ok := c.tokens.pick(c.rand.IntN)
+	if ok {
+		calls, doubts := c.history.size(t.object)
+		ok = calls < callsMax && doubts < doubtsMax
+	}
 	if !ok {
 		return c.mint(at)
 	}
@@ -203,8 +207,9 @@ func (r *run) joined(g *guest, grant *api.JoinGrant) {
 // node is one that calls are made on.
 type node struct {
 	id, zone, object string
-	guest            *guest // nil: a host of the bed
-	wasManager       atomic.Bool
+	guest            *guest      // nil: a host of the bed
+	wasManager       atomic.Bool // or may have been
+	isGone           atomic.Bool // it was removed, for sure
 }
 
 // node makes a call on a node.
@@ -213,8 +218,12 @@ func (c *client) node(at *member) bool {
 	if !ok {
 		return true
 	}
+	calls, doubts := c.history.size(n.object)
+	if n.guest != nil && calls >= callsMax {
+		c.nodes.retire(n)
+	}
 	switch k := c.rand.IntN(100); {
-	case k < 30:
+	case k < 30 || doubts >= doubtsMax:
 		return c.readNodes(at, n)
 	case k < 50:
 		return c.readNodes(at)

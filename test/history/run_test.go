@@ -257,11 +257,17 @@ func (p *nodePool) add(n *node, h *history, init nodeState) {
 
 // gone takes one out of use that was removed, and says so.
 func (p *nodePool) gone(n *node) {
+	n.isGone.Store(true)
 	if g := n.guest; g != nil {
 		g.mu.Lock()
 		g.gone = true
 		g.mu.Unlock()
 	}
+	p.retire(n)
+}
+
+// retire takes one out of use.
+func (p *nodePool) retire(n *node) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.now = slices.DeleteFunc(p.now, func(o *node) bool { return o == n })
