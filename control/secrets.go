@@ -47,9 +47,6 @@ func (s *Server) createSecret(ctx context.Context, r *api.CreateSecretRequest) (
 		if err != nil || c.made != nil {
 			return c, err
 		}
-		if len(v.Secrets()) >= warden.SecretsMax {
-			return c, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d secrets", warden.SecretsMax)
-		}
 		if v.SecretByName(r.Name) != nil {
 			return c, warden.Hint(warden.Errorf(warden.CodeExists, op, "a secret has this name"), "choose another name, or remove that secret")
 		}

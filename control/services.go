@@ -52,9 +52,6 @@ func (s *Server) createService(ctx context.Context, r *api.CreateServiceRequest)
 		if v.ServiceByName(spec.Name) != nil {
 			return c, warden.Hint(warden.Errorf(warden.CodeExists, op, "a service has this name"), "choose another name, or remove that service")
 		}
-		if len(v.Services()) >= warden.ServicesMax {
-			return c, warden.Errorf(warden.CodeTooLarge, op, "a cluster has at most %d services", warden.ServicesMax)
-		}
 		return c, checkService(v, op, spec)
 	})
 }

@@ -74,8 +74,8 @@ func frozen[T Record](old, next T, reset func(copy T)) error {
 
 // room refuses a new record beyond the bound of its kind.
 func (x *tx) room(kind api.Kind, most int) error {
-	if n := x.s.counts[kind] + x.added[kind]; n >= most {
-		return warden.Errorf(warden.CodeTooLarge, "", "there are %d, which is the most", n)
+	if x.s.counts[kind]+x.added[kind] >= most {
+		return warden.Errorf(warden.CodeTooLarge, "", "a cluster has at most %d %ss", most, Noun(kind))
 	}
 	return nil
 }
