@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -57,11 +56,10 @@ type intruder struct {
 	lines chan string // of its output; closed at its end
 }
 
-// intrude starts one that gives way to everything else.
+// intrude starts one that gives way to everything else. It ends with its standard input, and so with this process.
 func intrude(t testing.TB, args ...string) *intruder {
 	t.Helper()
 	cmd := exec.Command("nice", append([]string{"-n", "19", intruderBin(t)}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)
