@@ -21,6 +21,7 @@
 package powerloss
 
 import (
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -138,18 +139,9 @@ func ReadTree(dir string) (Tree, error) {
 		}
 		rel, rerr := filepath.Rel(dir, path)
 		t[rel] = f
-		return cmpErr(err, rerr)
+		return errors.Join(err, rerr)
 	})
 	return t, err
-}
-
-func cmpErr(errs ...error) error {
-	for _, err := range errs {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // WriteTree puts t into dir, which must not exist.
@@ -162,7 +154,7 @@ func (t Tree) WriteTree(dir string) error {
 		} else {
 			err = os.WriteFile(at, f.Data, 0o600)
 		}
-		if err = cmpErr(err, os.Chmod(at, f.Mode.Perm())); err != nil {
+		if err = errors.Join(err, os.Chmod(at, f.Mode.Perm())); err != nil {
 			return err
 		}
 	}

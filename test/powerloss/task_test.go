@@ -108,5 +108,5 @@ func checkTasks(base string, notes []string) error {
 // TestTasks: wherever a daemon is killed as it starts, stops and removes a task, the next one finds the task, or nothing of it.
 func TestTasks(t *testing.T) {
 	needRoot(t)
-	attack{sequence: "tasks", check: checkTasks, kills: 15, isShared: true}.run(t)
+	attack{sequence: "tasks", check: checkTasks, kills: 10, isShared: true}.run(t)
 }
