@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -81,7 +82,11 @@ func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, e
 			return nil, err
 		}
 		if c.made != nil {
-			return &api.ChangeReply{Id: c.id, Version: c.made.Version, Index: c.made.Index}, nil
+			reply := &api.ChangeReply{Id: c.id, Version: c.made.Version, Index: c.made.Index}
+			if res := s.result(id); res != nil { // by this very call, and others may have changed it since
+				reply.Version, reply.Index = cmp.Or(c.version(res), reply.Version), res.Index
+			}
+			return reply, nil
 		}
 		res, err := s.cfg.Store.Propose(ctx, &api.Command{Actor: actor, RequestId: attemptID(id, attempt), Operations: c.ops})
 		planned := v.Index()

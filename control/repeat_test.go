@@ -181,6 +181,38 @@ func TestLostReplyAndChangedSince(t *testing.T) {
 	}
 }
 
+// A call whose reply is lost is made again, and others have changed the object meanwhile: the answer names the version that it made.
+func TestLostReplyNamesItsVersion(t *testing.T) {
+	w := newWorld(t, storetest.Service("web", "default"))
+	scale := func(n uint64) *api.ScaleServiceRequest {
+		return &api.ScaleServiceRequest{Reference: "web", Replicas: n}
+	}
+	var since []proto.Message // changes by others, made once
+	s := follower(t, func(ctx context.Context, f *api.ForwardRequest) (*api.ForwardReply, error) {
+		reply, err := w.runOn(ctx, f)
+		if len(since) == 0 || err != nil {
+			return reply, err
+		}
+		for _, req := range since {
+			if _, ok := req.(*api.RotateSecretRequest); ok {
+				do[*api.RotateSecretReply](t, w.Server, "RotateSecret", req)
+				continue
+			}
+			do[*api.ChangeReply](t, w.Server, "ScaleService", req)
+		}
+		since = nil
+		return nil, warden.Errorf(warden.CodeUnavailable, "forwarding", "the leader went away")
+	})
+	since = []proto.Message{&api.RotateSecretRequest{Reference: "db", Data: []byte("newer")}}
+	if reply := do[*api.ChangeReply](t, s, "CreateSecret", &api.CreateSecretRequest{Name: "db", Data: []byte("value")}); reply.Version != 1 || since != nil {
+		t.Errorf("a secret that was rotated since was created as %v, want version 1", reply)
+	}
+	since = []proto.Message{scale(5), scale(3)}
+	if reply := do[*api.ChangeReply](t, s, "ScaleService", scale(3)); reply.Version != 2 || since != nil {
+		t.Errorf("a service that was scaled twice since was scaled to %v, want version 2", reply)
+	}
+}
+
 // Each of many changes of one object at once is told the version that it made, not one of the others': who updates from that
 // would overwrite what it never saw.
 func TestChangesAtOnceKnowTheirVersions(t *testing.T) {

@@ -155,18 +155,22 @@ func (s *Server) rotateSecret(ctx context.Context, r *api.RotateSecretRequest) (
 	return reply, nil
 }
 
-// made returns the index at which an earlier call with the request ID had its effect; 0 where none did. It proposes nothing.
-func (s *Server) made(request string) uint64 {
+// made returns the index at which an earlier call with the request ID had its effect; 0 where none did.
+func (s *Server) made(request string) uint64 { return s.result(request).GetIndex() }
+
+// result returns the stored result of the attempt by which an earlier call with the request ID had its effect; nil where none did.
+// It proposes nothing.
+func (s *Server) result(request string) *api.Result {
 	v := s.cfg.Store.View()
 	for attempt := range attemptsMax {
 		switch r := v.Result(attemptID(request, attempt)); {
 		case r != nil && r.Code == "":
-			return r.Index
+			return r
 		case r == nil || r.Code != string(warden.CodeConflict):
-			return 0
+			return nil
 		}
 	}
-	return 0
+	return nil
 }
 
 // rotatedAt returns the version that was made at the index; 0 where none was.
