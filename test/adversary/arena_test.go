@@ -372,7 +372,9 @@ func (a *arena) attack(t *testing.T, growthMax int, floods ...flood) {
 	peak := memory(m, "VmHWM")
 	elections := a.value(m, "warden_raft_term") - term
 	t.Logf("without:%s; under attack:%s; memory %d MiB before, %d at most; %v connections, %v handshakes; %v elections", a.quiet, took, before, peak, open, shaking, elections)
-	a.compare(t, took)
+	if elections == 0 { // else it is the time of the election, of which an overloaded machine has enough
+		a.compare(t, took)
+	}
 	if peak-before > growthMax {
 		t.Errorf("the manager's memory grew from %d to %d MiB, by more than %d", before, peak, growthMax)
 	}

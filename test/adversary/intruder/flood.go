@@ -57,8 +57,9 @@ type Key struct {
 	Key   []byte   // DER
 }
 
-// pause is between the end of a connection and the next in its place.
-const pause = 2 * time.Second
+// pause is between the end of a connection and the next in its place; longer where a handshake takes both sides' processors, which here
+// are the same.
+const pause, shakingPause = 2 * time.Second, 10 * time.Second
 
 // flood keeps so many connections open until its standard input ends, each from one of 40 addresses or all from one. It says "begun" once each was tried, and at
 // its end how many there were.
@@ -89,6 +90,10 @@ func flood(args []string) {
 		io.Copy(io.Discard, os.Stdin)
 		cancel()
 	}()
+	wait := pause
+	if len(args) > 3 {
+		wait = shakingPause
+	}
 	var wg sync.WaitGroup
 	var tried, opened, through, failed atomic.Int64
 	for i := range n {
@@ -126,7 +131,7 @@ func flood(args []string) {
 				}
 				select {
 				case <-ctx.Done():
-				case <-time.After(pause):
+				case <-time.After(wait):
 				}
 			}
 		})
