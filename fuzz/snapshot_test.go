@@ -67,7 +67,7 @@ func FuzzSealedSnapshot(f *testing.F) {
 		dir := t.TempDir()
 		at := filepath.Join(dir, "snapshots", filepath.Base(id))
 		if os.MkdirAll(at, 0o700) != nil || os.WriteFile(filepath.Join(at, "meta"), meta, 0o600) != nil || os.WriteFile(filepath.Join(at, "state"), state, 0o600) != nil {
-			t.Skip("not a file name")
+			return // not a file name
 		}
 		sn, err := open(dir)
 		if err != nil {
