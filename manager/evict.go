@@ -33,13 +33,6 @@ func due(v *store.View) uint64 {
 
 // resume does what an earlier leader did not come to: a rotation that an eviction asks for, or the rest of one.
 func (m *Manager) resume(ctx context.Context) {
-	for _, err := m.commandTime(ctx); err != nil; _, err = m.commandTime(ctx) { // a leader that can change nothing yet
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(warden.ReportPeriod):
-		}
-	}
 	if v := m.store.View(); due(v) > v.Cluster().GetRotatedIndex() {
 		_, _, err := m.RotateKeys(ctx, m.system("rotation"))
 		if err != nil {

@@ -66,7 +66,6 @@ type Manager struct {
 	live       *liveness
 	catching   flight
 	alarms     alarms
-	clocks     *clocks
 	lease      lease
 	limiter    *join.Limiter
 	counts     counts
@@ -106,7 +105,7 @@ func storeConfig(cfg Config, t *rafttransport.Transport) store.Config {
 // Start opens the state and the port. The manager runs until Stop.
 func Start(cfg Config) (*Manager, error) {
 	m := &Manager{
-		cfg: cfg, logger: cfg.Logger, live: newLiveness(), clocks: newClocks(), limiter: join.NewLimiter(),
+		cfg: cfg, logger: cfg.Logger, live: newLiveness(), limiter: join.NewLimiter(),
 		report: make(chan struct{}, 1), reconcile: make(chan struct{}, 1), lost: make(chan struct{}), done: make(chan struct{}),
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
@@ -116,9 +115,7 @@ func Start(cfg Config) (*Manager, error) {
 	}
 	m.transport = rafttransport.New(cfg.NodeID, m.dialRaft, cfg.Logger.With("part", "raft"))
 	m.transport.Refused = func(_ string, err error) { m.counts.refusal(warden.DoorRaft, err) }
-	scfg := storeConfig(cfg, m.transport)
-	scfg.CommandTime = m.commandTime // asked of a leader only, which the store is not before it is open
-	m.store, err = store.Open(scfg)
+	m.store, err = store.Open(storeConfig(cfg, m.transport))
 	if err != nil {
 		listener.Close()
 		m.transport.Close()
@@ -289,7 +286,6 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	g.Go(func() error { return m.housekeeping(ctx) })
 	g.Go(func() error { m.live.run(ctx); return nil })
 	g.Go(func() error { m.resume(ctx); return nil })
-	g.Go(func() error { m.yield(ctx); return nil })
 	for m.store.IsLeader() && m.store.Term() == term && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():

@@ -68,10 +68,7 @@ func (m *Manager) follow(ctx context.Context) error {
 			}
 			m.logger.Info("added a manager to raft", "node_id", n.Id, "voter", false)
 		case n.EffectiveRole() == api.Role_ROLE_MANAGER && !member.Voter:
-			// A voter that can't answer, or has another time, would count against the quorum: it must have caught up, and just now.
-			if !m.clocks.near(n.Id) {
-				continue
-			}
+			// A voter that can't answer would count against the quorum: it must have caught up, and just now.
 			if r, ok := m.live.reported(n.Id); ok && time.Since(r.at) < warden.LeasePush && r.applied+promotionLag >= m.store.CommitIndex() {
 				if err := m.store.AddVoter(ctx, n.Id); err != nil {
 					return warden.Wrap("making "+n.Id+" a voter", err)

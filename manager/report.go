@@ -69,31 +69,23 @@ func (m *Manager) leaseLoop(ctx context.Context) error {
 	}
 }
 
-// reportLoop tells the leader what this manager sees, every ReportPeriod, whenever asked and where there is a new leader, and keeps the
-// lease by its answers.
+// reportLoop tells the leader what this manager sees, every ReportPeriod and whenever asked, and keeps the lease by its
+// answers.
 func (m *Manager) reportLoop(ctx context.Context) error {
 	tick := time.NewTicker(warden.ReportPeriod)
 	defer tick.Stop()
-	changes := m.store.LeaderChanges()
-	var again <-chan time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		case <-m.report:
-		case <-changes: // a new leader needs to know the time of a majority, see commandTime
-		case <-again:
 		}
 		rctx, cancel := context.WithTimeout(ctx, warden.LeasePush)
 		err := m.sync(rctx)
 		cancel()
-		again = nil
 		if err != nil {
 			m.logger.Debug("failed to report to the leader", "error", err)
-			if m.store.Leader() != "" {
-				again = time.After(warden.ReportPeriod / 10)
-			}
 		}
 		select { // what is asked for meanwhile shares the next report
 		case <-ctx.Done():
@@ -110,7 +102,7 @@ func (m *Manager) reportLoop(ctx context.Context) error {
 func (m *Manager) sync(ctx context.Context) error {
 	start, lock := time.Now(), m.cfg.Lock()
 	req := &api.ReportRequest{
-		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), TimeNs: m.clocks.wall(), Alarms: m.alarms.recent(start),
+		AppliedIndex: m.store.AppliedIndex(), Claims: m.dispatcher.Claims(), TimeNs: start.UnixNano(), Alarms: m.alarms.recent(start),
 		LockState: lock.State, UnlockKeyId: lock.KeyID, DekGeneration: lock.DEKGeneration,
 	}
 	reply, err := m.reportTo(ctx, req)
@@ -140,15 +132,12 @@ func (m *Manager) reportTo(ctx context.Context, req *api.ReportRequest) (*api.Re
 		return nil, err
 	}
 	reply, err := client.Report(ctx, req)
-	if err == nil {
-		m.clocks.hear(reply.LeaderId, reply.TimeNs)
-	}
 	return reply, api.FromError(err)
 }
 
 // reportTasks is the dispatcher's Config.Report.
 func (m *Manager) reportTasks(ctx context.Context, reports []*api.NodeTaskReport) error {
-	_, err := m.reportTo(ctx, &api.ReportRequest{AppliedIndex: m.store.AppliedIndex(), Tasks: reports, TimeNs: m.clocks.wall()})
+	_, err := m.reportTo(ctx, &api.ReportRequest{AppliedIndex: m.store.AppliedIndex(), Tasks: reports, TimeNs: time.Now().UnixNano()})
 	return err
 }
 
@@ -156,9 +145,6 @@ func (m *Manager) reportTasks(ctx context.Context, reports []*api.NodeTaskReport
 func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRequest) (*api.ReportReply, error) {
 	if !m.store.IsLeader() {
 		return nil, warden.Errorf(warden.CodeNotLeader, "taking a report", "node %s leads", m.store.Leader())
-	}
-	if from != m.cfg.NodeID {
-		m.clocks.hear(from, req.TimeNs)
 	}
 	v := m.store.View()
 	lost := m.live.take(from, req, time.Now())
@@ -188,7 +174,7 @@ func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRe
 	if len(req.Tasks) == 0 { // what managers say of themselves
 		m.askReconcile()
 	}
-	return &api.ReportReply{CommitIndex: m.store.CommitIndex(), CloseSessions: lost, TimeNs: m.clocks.wall(), LeaderId: m.cfg.NodeID}, nil
+	return &api.ReportReply{CommitIndex: m.store.CommitIndex(), CloseSessions: lost, TimeNs: time.Now().UnixNano(), LeaderId: m.cfg.NodeID}, nil
 }
 
 // batches cuts operations into commands that stay within warden.CommandBytes, however much nodes say of themselves.
