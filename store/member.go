@@ -82,18 +82,7 @@ func (s *Store) RemoveServer(ctx context.Context, id string) error {
 // TransferLeadership hands leadership to the most caught-up other voter, and returns when this manager does not lead any
 // more. Errors: CodeNotLeader; CodeUnavailable where no voter takes over, and this manager leads on.
 func (s *Store) TransferLeadership(ctx context.Context) error {
-	return s.transfer(ctx, func() raft.Future { return s.raft.LeadershipTransfer() })
-}
-
-// TransferLeadershipTo hands leadership to that voter, as TransferLeadership.
-func (s *Store) TransferLeadershipTo(ctx context.Context, id string) error {
-	return s.transfer(ctx, func() raft.Future {
-		return s.raft.LeadershipTransferToServer(raft.ServerID(id), raft.ServerAddress(id))
-	})
-}
-
-func (s *Store) transfer(ctx context.Context, f func() raft.Future) error {
-	err := s.do(ctx, "handing leadership over", f)
+	err := s.do(ctx, "handing leadership over", func() raft.Future { return s.raft.LeadershipTransfer() })
 	if warden.CodeOf(err) == warden.CodeInternal { // raft has no names for its reasons here
 		return warden.Recode(warden.CodeUnavailable, "", err)
 	}

@@ -58,9 +58,7 @@ type Config struct {
 	TrailingLogs      uint64           // entries kept behind a snapshot; 0: warden.SnapshotTrailing
 	Heartbeat         time.Duration    // heartbeat and election timeout, and the leader's lease; 0: 500 ms
 	Now               func() time.Time // nil: time.Now
-	// CommandTime returns the time of the next command, instead of Now, or refuses it. It may wait for ctx. nil: Now
-	CommandTime func(ctx context.Context) (time.Time, error)
-	Stores      *Stores // nil: sealed files in Dir. Tests keep them in memory.
+	Stores            *Stores          // nil: sealed files in Dir. Tests keep them in memory.
 }
 
 // Store is one manager's replica. Safe for concurrent use.
@@ -104,7 +102,7 @@ func (s *Store) Watch(kinds ...api.Kind) *Watcher { return s.machine.hub.watch(k
 // Propose commits the command and returns what applying it gave. Its time is set here; the command is not changed. Calls are
 // pipelined: no lock is held meanwhile. Where the rules refuse it, the result comes with the error that it says, and nothing was
 // changed. Errors beside those: CodeNotLeader, CodeClock, CodeTooLarge, CodeInvalid, CodeUnavailable (nothing was proposed),
-// CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe); those of Config.CommandTime.
+// CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe).
 func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
 	const op = "proposing a command"
 	if s.closed() {
@@ -116,7 +114,7 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 	if err := checkCommand(cmd); err != nil {
 		return nil, err
 	}
-	t, err := s.stamp(ctx)
+	t, err := s.stamp()
 	if err != nil {
 		return nil, err
 	}
@@ -149,14 +147,8 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 }
 
 // stamp returns the time of the next command: now, but never before one that was proposed or applied here.
-func (s *Store) stamp(ctx context.Context) (int64, error) {
-	at, err := s.now(), error(nil)
-	if s.cfg.CommandTime != nil {
-		if at, err = s.cfg.CommandTime(ctx); err != nil {
-			return 0, warden.Wrap("refusing to propose", err)
-		}
-	}
-	now := at.UnixNano()
+func (s *Store) stamp() (int64, error) {
+	now := s.now().UnixNano()
 	for {
 		proposed := s.lastTime.Load()
 		last := max(proposed, s.View().Time())
