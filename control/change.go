@@ -113,11 +113,11 @@ func (s *Server) commit(ctx context.Context, plan func(v *store.View) (change, e
 // alter is commit for calls that leave an object behind. Where such a call is made again and refused now, though it had its effect
 // before, it says so: somebody else has changed or removed since what it made.
 func (s *Server) alter(ctx context.Context, plan func(v *store.View) (change, error)) (*api.ChangeReply, error) {
-	id, err := requestID(ctx)
+	ctx, id, err := withRequestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	reply, err := s.commit(context.WithValue(ctx, requestKey{}, id), plan)
+	reply, err := s.commit(ctx, plan)
 	return reply, s.changedSince(id, err)
 }
 
@@ -157,12 +157,12 @@ func attemptID(id string, attempt int) string {
 // newID returns the ID of what a call creates: by its kind and the request ID, so that a call that is made again means the
 // same object. Request IDs are random unless the caller chose its own.
 func (s *Server) newID(ctx context.Context, kind api.Kind) (context.Context, string, error) {
-	request, err := requestID(ctx)
+	ctx, request, err := withRequestID(ctx)
 	if err != nil {
 		return ctx, "", err
 	}
 	sum := sha256.Sum256([]byte("warden object\x00" + s.cfg.ClusterID + "\x00" + store.Noun(kind) + "\x00" + request))
-	return context.WithValue(ctx, requestKey{}, request), warden.Base36(sum[:16], warden.IDLength), nil
+	return ctx, warden.Base36(sum[:16], warden.IDLength), nil
 }
 
 // create returns the change that puts a new object, or what an earlier call with the request ID made of it.
@@ -199,11 +199,10 @@ func (s *Server) remove(ctx context.Context, kind api.Kind, ref string) (*api.Ch
 
 // removeFound is remove where find says which object the reference means, or why it can't be removed.
 func (s *Server) removeFound(ctx context.Context, kind api.Kind, ref string, find func(v *store.View) (string, error)) (*api.ChangeReply, error) {
-	id, err := requestID(ctx)
+	ctx, _, err := withRequestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, requestKey{}, id)
 	reply, err := s.commit(ctx, func(v *store.View) (change, error) {
 		c := change{kind: kind, id: ref, action: "remove " + store.Noun(kind), name: ref}
 		id, err := find(v)

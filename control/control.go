@@ -111,6 +111,15 @@ func requestID(ctx context.Context) (string, error) {
 	return warden.NewID(), nil
 }
 
+// withRequestID returns requestID, and a context of which it stays that.
+func withRequestID(ctx context.Context) (context.Context, string, error) {
+	id, err := requestID(ctx)
+	if err != nil {
+		return ctx, "", err
+	}
+	return context.WithValue(ctx, requestKey{}, id), id, nil
+}
+
 // decide authorises one call. The action is the method; denied calls are logged with the reason.
 func (s *Server) decide(ctx context.Context, method string, req any) error {
 	a, err := actorOf(ctx)
@@ -163,11 +172,10 @@ func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 	if here(info.FullMethod, req) {
 		return handler(ctx, req)
 	}
-	id, err := requestID(ctx)
+	ctx, id, err := withRequestID(ctx)
 	if err != nil {
 		return nil, api.Error(err)
 	}
-	ctx = context.WithValue(ctx, requestKey{}, id)
 	lost, stop := s.itself(req)
 	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
 		reply, err := s.onLeader(ctx, id, req, info, handler)

@@ -208,11 +208,10 @@ func (s *Server) RemoveNode(ctx context.Context, r *api.RemoveNodeRequest) (*api
 }
 
 func (s *Server) removeNode(ctx context.Context, r *api.RemoveNodeRequest) (*api.RemoveNodeReply, error) {
-	id, err := requestID(ctx)
+	ctx, _, err := withRequestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, requestKey{}, id)
 	e, err := s.evict(ctx, r)
 	if warden.CodeOf(err) == warden.CodeNotFound {
 		e, err = s.evicted(ctx, r.Reference, err)

@@ -104,11 +104,10 @@ func (s *Server) rotateSecret(ctx context.Context, r *api.RotateSecretRequest) (
 	if err := checkValue(op, r.Data); err != nil {
 		return nil, err
 	}
-	request, err := requestID(ctx)
+	ctx, request, err := withRequestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, requestKey{}, request)
 	full := "" // ID of the secret, where it has as many versions as it may
 	done, err := s.alter(ctx, func(v *store.View) (change, error) {
 		c := change{kind: api.Kind_KIND_SECRET, action: "rotate secret", name: r.Reference}

@@ -69,11 +69,10 @@ func (s *Server) updateService(ctx context.Context, r *api.UpdateServiceRequest)
 	if r.Spec == nil || r.Spec.Task == nil {
 		return nil, warden.Errorf(warden.CodeInvalid, op, "the spec is missing")
 	}
-	request, err := requestID(ctx)
+	ctx, _, err := withRequestID(ctx)
 	if err != nil {
 		return nil, err
 	}
-	ctx = context.WithValue(ctx, requestKey{}, request)
 	stale := false
 	reply, err := s.alter(ctx, func(v *store.View) (change, error) {
 		c := change{kind: api.Kind_KIND_SERVICE, action: "update service", name: r.Reference}
