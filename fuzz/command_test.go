@@ -189,7 +189,7 @@ func applyBoth(t *testing.T, a, b *store.State, cmd []byte) {
 	if r.GetCode() == "" && len(keys) > 0 {
 		expected(t, cmd, was)
 	}
-	checkLaws(t, v)
+	storetest.CheckLaws(t, v)
 }
 
 // expected wants that a command of one operation, which was applied, expected the version that was there.

@@ -481,7 +481,7 @@ func (c *controlled) follow(changed map[store.Key]bool, was, is map[store.Key]st
 	if managers == 0 {
 		t.Fatal("no manager is left")
 	}
-	checkLaws(t, v)
+	storetest.CheckLaws(t, v)
 }
 
 // finish lists every kind, and opens every secret version: each has the value that it was made with.

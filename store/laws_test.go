@@ -62,26 +62,10 @@ func restored(t tb, s *store.State) *store.State {
 	return r
 }
 
-// laws checks what holds after any sequence of commands.
+// laws checks what holds after any sequence of commands, of this generator also what its small world bounds.
 func laws(t *rapid.T, v *store.View) {
-	zones := map[string]bool{}
-	for _, z := range v.Zones() {
-		if zones[z.Name] {
-			t.Fatalf("two zones %s", z.Name)
-		}
-		zones[z.Name] = true
-	}
-	keys := map[string]string{}
+	storetest.CheckLaws(t, v)
 	for _, n := range v.Nodes() {
-		if !zones[n.Zone] {
-			t.Fatalf("node %s is in zone %q, which is not there", n.Id, n.Zone)
-		}
-		for _, k := range [][]byte{n.KeyHash, n.NextKeyHash, n.JoinKeyHash} {
-			if other, ok := keys[string(k)]; ok && other != n.Id && len(k) > 0 {
-				t.Fatalf("nodes %s and %s share a key", n.Id, other)
-			}
-			keys[string(k)] = n.Id
-		}
 		var cpus int64
 		for _, task := range v.TasksByNode(n.Id) {
 			if task.Holds() {
@@ -92,51 +76,9 @@ func laws(t *rapid.T, v *store.View) {
 			t.Fatalf("node %s holds reservations of %d nano CPUs", n.Id, cpus)
 		}
 	}
-	for _, tomb := range v.Tombstones() {
-		for _, k := range tomb.KeyHashes {
-			if id, ok := keys[string(k)]; ok && id != tomb.Id {
-				t.Fatalf("node %s has a key of the removed %s", id, tomb.Id)
-			}
-		}
-	}
-	for _, token := range v.Tokens() {
-		if token.UsesMax > 0 && token.Uses > token.UsesMax {
-			t.Fatalf("token %s has %d uses of %d", token.Id, token.Uses, token.UsesMax)
-		}
-	}
-	for _, s := range v.Services() {
-		if !zones[s.Spec.Task.Zone] {
-			t.Fatalf("service %s is for zone %q, which is not there", s.Id, s.Spec.Task.Zone)
-		}
-		for _, r := range s.Spec.Task.Secrets {
-			if v.Secret(r.SecretId) == nil || r.Version != 0 && v.SecretVersion(r.SecretId, r.Version) == nil {
-				t.Fatalf("service %s uses %s@%d, which is not there", s.Id, r.SecretName, r.Version)
-			}
-		}
-	}
 	for _, s := range v.Secrets() {
 		if v.SecretVersion(s.Id, s.CurrentVersion) == nil {
 			t.Fatalf("secret %s has no current version", s.Id)
-		}
-		for _, sv := range v.SecretVersions(s.Id) {
-			if sv.Version > s.CurrentVersion {
-				t.Fatalf("secret version %s is newer than the current one, %d", sv.Id, s.CurrentVersion)
-			}
-		}
-	}
-	for _, sv := range v.Exposures() {
-		if v.Node(sv.NodeId) == nil && v.SecretVersion(sv.SecretId, sv.Version) == nil {
-			t.Fatalf("exposure %s has outlived both", sv.Id)
-		}
-	}
-	for _, task := range v.Tasks() {
-		for _, r := range task.Spec.Secrets {
-			if !task.Status.State.Ended() && v.SecretVersion(r.SecretId, r.Version) == nil {
-				t.Fatalf("task %s is to have %s@%d, which is gone", task.Id, r.SecretName, r.Version)
-			}
-			if task.Holds() && v.Node(task.NodeId) != nil && v.Object(api.Kind_KIND_EXPOSURE, store.ExposureID(task.NodeId, r.SecretId, r.Version)) == nil {
-				t.Fatalf("task %s is on %s with secret %s, and no exposure says so", task.Id, task.NodeId, r.SecretName)
-			}
 		}
 	}
 }
