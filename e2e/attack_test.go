@@ -87,7 +87,7 @@ func TestFloodOfSessions(t *testing.T) {
 	}
 	for n := range 3 {
 		m.Ctl("service", "create", "--name", fmt.Sprint("app", n), "--constraint", "node.hostname==w1", "host", "sleep", "1000")
-		awaitRunning(t, m, fmt.Sprint("app", n), 1)
+		testcluster.AwaitRunning(t, m, fmt.Sprint("app", n), 1)
 	}
 	testcluster.Await(t, 20*time.Second, func() error {
 		for kind := range kinds {
@@ -160,7 +160,7 @@ func TestFloodWithoutACertificate(t *testing.T) {
 	for n := range 3 {
 		c.Host(fmt.Sprint("late", n)).Join(m.Token("worker"), m) // asks again, as every joiner does, where its handshake made room for another
 		m.Ctl("service", "create", "--name", fmt.Sprint("app", n), "--constraint", "node.hostname==w1", "host", "sleep", "1000")
-		awaitRunning(t, m, fmt.Sprint("app", n), 1)
+		testcluster.AwaitRunning(t, m, fmt.Sprint("app", n), 1)
 	}
 	c.awaitReady(t, m, 5)
 }

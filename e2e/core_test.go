@@ -96,26 +96,6 @@ func (c *six) awaitReady(t testing.TB, at *testcluster.Host, n int) {
 	})
 }
 
-// awaitRunning waits until a service has n tasks running, and returns the host names they run on.
-func awaitRunning(t testing.TB, at *testcluster.Host, service string, n int) []string {
-	t.Helper()
-	var nodes []string
-	testcluster.Await(t, 60*time.Second, func() error {
-		out, stderr, _ := at.Try("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}} {{.Error}}")
-		nodes = nil
-		for line := range strings.Lines(out) {
-			if w := strings.Fields(line); len(w) > 1 && w[1] == "Running" {
-				nodes = append(nodes, w[0])
-			}
-		}
-		if len(nodes) != n {
-			return fmt.Errorf("%d of %d tasks running:\n%s%s", len(nodes), n, out, stderr)
-		}
-		return nil
-	})
-	return nodes
-}
-
 // taskPid returns the process ID, on this machine, of a program whose command line holds the mark.
 func taskPid(t testing.TB, mark string) []int {
 	t.Helper()
@@ -178,7 +158,7 @@ func TestCore(t *testing.T) {
 	}
 	m.Ctl("service", "create", "--name", "redis", "--zone", "pci", "--secret", "source=redis-password,target=password", "host",
 		"sh", "-c", `exec redis-server --port `+port+` --bind 127.0.0.1 --save "" --dir /tmp --requirepass "$(cat /run/secrets/password)" --proc-title-template redis-of-the-test`)
-	if nodes := awaitRunning(t, m, "redis", 1); nodes[0] != "w3" {
+	if nodes := testcluster.AwaitRunning(t, m, "redis", 1); nodes[0] != "w3" {
 		t.Fatalf("redis runs on %v, want the node in zone pci", nodes)
 	}
 	// A client that proves it: a task of its own, with the same secret.
@@ -207,7 +187,7 @@ func TestCore(t *testing.T) {
 		}
 		return nil
 	})
-	awaitRunning(t, next, "redis", 1)
+	testcluster.AwaitRunning(t, next, "redis", 1)
 
 	// Everything stops; every manager comes back locked and serves nothing but its lock.
 	for _, h := range c.m[1:] {
@@ -232,7 +212,7 @@ func TestCore(t *testing.T) {
 	}
 	c.awaitVoters(t, m, 3)
 	c.awaitReady(t, m, 6)
-	awaitRunning(t, m, "redis", 1)
+	testcluster.AwaitRunning(t, m, "redis", 1)
 	if now := taskPid(t, "redis-of-the-test"); len(pids) == 0 || fmt.Sprint(now) != fmt.Sprint(pids) {
 		t.Fatalf("the task's processes were %v before the restart of all managers and %v after", pids, now)
 	}

@@ -108,7 +108,7 @@ func TestI9LockOfALiveCluster(t *testing.T) {
 	m.CtlIn(canary, "secret", "create", "s", "-")
 	mark := fmt.Sprintf("lock-%d", os.Getpid())
 	m.Ctl("service", "create", "--name", "app", "--replicas", "4", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
-	before := awaitRunning(t, m, "app", 4)
+	before := testcluster.AwaitRunning(t, m, "app", 4)
 	pids := fmt.Sprint(taskPid(t, mark))
 	raft := func(h *testcluster.Host) []byte {
 		b, err := os.ReadFile(filepath.Join(h.State, "identity", "node.key"))
@@ -211,7 +211,7 @@ func TestI9LockOfALiveCluster(t *testing.T) {
 		t.Errorf("rotate-dek: %s", out)
 	}
 	m.Ctl("service", "create", "--name", "chat", "host", "sh", "-c", "i=0; while :; do echo line $i; i=$((i+1)); sleep 0.1; done")
-	awaitRunning(t, m, "chat", 1)
+	testcluster.AwaitRunning(t, m, "chat", 1)
 	followed := make(chan string, 1)
 	go func() { followed <- first(m.Try("service", "logs", "-f", "chat")) }()
 	issuer := leaf(t, c.w[0]).AuthorityKeyId
@@ -251,7 +251,7 @@ func TestI9LockOfALiveCluster(t *testing.T) {
 	if len(lines) <= written {
 		t.Errorf("%d lines of a log that was followed over the rotation, after which there were %d", len(lines), written)
 	}
-	after := awaitRunning(t, m, "app", 4)
+	after := testcluster.AwaitRunning(t, m, "app", 4)
 	slices.Sort(before)
 	slices.Sort(after)
 	if !slices.Equal(before, after) || fmt.Sprint(taskPid(t, mark)) != pids {

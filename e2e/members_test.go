@@ -138,7 +138,7 @@ func TestEvictedManager(t *testing.T) {
 	c.awaitReady(t, m, 3)
 	// The secrets open under the new keyset.
 	m.Ctl("service", "create", "--name", "app", "--secret", "one", "host", "sh", "-c", "test -s /run/secrets/one && exec sleep 1000")
-	awaitRunning(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 }
 
 // TestEvictionReachesAFollowerThatWasDown: it comes back by a snapshot, whose restore fires no watch, and cuts the node all

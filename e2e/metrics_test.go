@@ -113,7 +113,7 @@ func TestMetrics(t *testing.T) {
 	c.awaitReady(t, m1, 3)
 	m1.CtlIn(canary, "secret", "create", "hush-name", "-")
 	m1.Ctl("service", "create", "--name", "hush-service", "--replicas", "2", "--secret", "hush-name", "host", "sh", "-c", "while :; do sleep 1000; done")
-	awaitRunning(t, m1, "hush-service", 2)
+	testcluster.AwaitRunning(t, m1, "hush-service", 2)
 	task := m1.Line("service", "ps", "-q", "hush-service")
 
 	var all strings.Builder // every page and JSON

@@ -44,7 +44,7 @@ func TestRenewalUnderLoad(t *testing.T) {
 	m.CtlIn(canary, "secret", "create", "s", "-")
 	mark := fmt.Sprintf("renewal-%d", os.Getpid())
 	m.Ctl("service", "create", "--name", "app", "--replicas", "4", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
-	awaitRunning(t, m, "app", 4)
+	testcluster.AwaitRunning(t, m, "app", 4)
 	before := fmt.Sprint(taskPid(t, mark))
 
 	// Load, until the end of the test.

@@ -225,7 +225,7 @@ func TestRolling(t *testing.T) {
 	if out := next.Line("secret", "ls", "--format", "{{.Name}} {{.Version}}"); out != "card 1\ndb 3" {
 		t.Errorf("secret ls = %q", out)
 	}
-	if nodes := slices.Compact(awaitRunning(t, next, "web", 4)); fmt.Sprint(nodes) != "[w1]" {
+	if nodes := slices.Compact(testcluster.AwaitRunning(t, next, "web", 4)); fmt.Sprint(nodes) != "[w1]" {
 		t.Errorf("web runs on %v", nodes)
 	}
 	testcluster.Await(t, 20*time.Second, func() error {

@@ -33,7 +33,7 @@ func TestTasksMove(t *testing.T) {
 	m.CtlIn(canary, "secret", "create", "s", "-")
 	mark := fmt.Sprintf("moves-%d", os.Getpid())
 	m.Ctl("service", "create", "--name", "app", "--replicas", "3", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
-	nodes := awaitRunning(t, m, "app", 3)
+	nodes := testcluster.AwaitRunning(t, m, "app", 3)
 	slices.Sort(nodes)
 	if fmt.Sprint(nodes) != "[w1 w2 w3]" {
 		t.Errorf("three tasks run on %v, want them spread over three nodes", nodes)
@@ -41,7 +41,7 @@ func TestTasksMove(t *testing.T) {
 
 	m.Ctl("node", "update", "--availability", "drain", "w1")
 	testcluster.Await(t, 30*time.Second, func() error {
-		if nodes := awaitRunning(t, m, "app", 3); slices.Contains(nodes, "w1") {
+		if nodes := testcluster.AwaitRunning(t, m, "app", 3); slices.Contains(nodes, "w1") {
 			return fmt.Errorf("tasks on %v", nodes)
 		}
 		return nil
@@ -50,7 +50,7 @@ func TestTasksMove(t *testing.T) {
 	// The daemon of w2 hangs: its tasks go on, but nobody hears of it. They move, and end when it is back.
 	w[1].Signal(syscall.SIGSTOP)
 	testcluster.Await(t, 60*time.Second, func() error {
-		if nodes := awaitRunning(t, m, "app", 3); slices.Contains(nodes, "w2") {
+		if nodes := testcluster.AwaitRunning(t, m, "app", 3); slices.Contains(nodes, "w2") {
 			return fmt.Errorf("tasks on %v", nodes)
 		}
 		return nil
@@ -71,7 +71,7 @@ func TestTasksMove(t *testing.T) {
 	})
 
 	m.Ctl("service", "scale", "app=1")
-	awaitRunning(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 	m.Ctl("service", "rm", "app")
 	testcluster.Await(t, 30*time.Second, func() error {
 		if pids := taskPid(t, mark); len(pids) > 0 {
@@ -103,7 +103,7 @@ func TestI7SecretsLiveAsLongAsTheTask(t *testing.T) {
 	m.CtlIn(canary, "secret", "create", "s", "-")
 	mark := fmt.Sprintf("lives-%d", os.Getpid())
 	m.Ctl("service", "create", "--name", "app", "--restart-condition", "none", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
-	awaitRunning(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 	secret := func() (string, bool) { // as root on the host can: through the task's own mount namespace
 		for _, pid := range taskPid(t, mark) {
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/secrets/s", pid)); err == nil {
@@ -197,16 +197,16 @@ func TestNodeChangesZone(t *testing.T) {
 	m.CtlIn(canary, "secret", "create", "--zone", "pci", "s", "-")
 	m.Ctl("service", "create", "--name", "here", "host", "sleep", "1000")
 	m.Ctl("service", "create", "--name", "there", "--zone", "pci", "--secret", "s", "host", "sh", "-c", "test -s /run/secrets/s && exec sleep 1000")
-	awaitRunning(t, m, "here", 1)
+	testcluster.AwaitRunning(t, m, "here", 1)
 	if _, stderr, code := m.Try("node", "update", "--zone", "pcl", "w1"); code == 0 || !strings.Contains(stderr, "[not-found]") {
 		t.Errorf("moving a node to a zone that nobody declared = exit %d, %s", code, stderr)
 	}
 	m.Ctl("node", "update", "--zone", "pci", "w1")
-	awaitRunning(t, m, "there", 1)
+	testcluster.AwaitRunning(t, m, "there", 1)
 	if zone := w.Line("swarm", "status", "--format", "{{.Zone}}"); zone != "pci" {
 		t.Errorf("the node's certificate names zone %q", zone)
 	}
-	awaitRunning(t, m, "here", 0)
+	testcluster.AwaitRunning(t, m, "here", 0)
 	if _, stderr, code := m.Try("zone", "rm", "pci"); code != 3 || !strings.Contains(stderr, "[in-use]") {
 		t.Errorf("removing a zone that is used = exit %d, %s", code, stderr)
 	}

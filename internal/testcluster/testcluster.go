@@ -391,6 +391,28 @@ func Await(t testing.TB, limit time.Duration, ask func() error) {
 	}
 }
 
+// AwaitRunning waits until a service has n tasks running, and returns the host names that they run on. at is where wardenctl asks: a Host, or
+// one of package bed.
+func AwaitRunning(t testing.TB, at interface {
+	Try(args ...string) (stdout, stderr string, code int)
+}, service string, n int) (nodes []string) {
+	t.Helper()
+	Await(t, time.Minute, func() error {
+		out, stderr, _ := at.Try("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}} {{.Error}}")
+		nodes = nil
+		for line := range strings.Lines(out) {
+			if w := strings.Fields(line); len(w) > 1 && w[1] == "Running" {
+				nodes = append(nodes, w[0])
+			}
+		}
+		if len(nodes) != n {
+			return fmt.Errorf("%d of %d tasks running:\n%s%s", len(nodes), n, out, stderr)
+		}
+		return nil
+	})
+	return nodes
+}
+
 func tail(path string, lines int) string {
 	b, err := os.ReadFile(path)
 	if err != nil {

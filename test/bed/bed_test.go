@@ -225,7 +225,7 @@ func TestPauseAndKill(t *testing.T) {
 	m, x := all[0], all[1]
 	m.Ctl("swarm", "init", "--availability", "active")
 	m.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
-	awaitTasks(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 
 	m.Pause()
 	if _, stderr, code := m.Try("version", "--timeout", "1s"); code == 0 {
@@ -252,7 +252,7 @@ func TestPauseAndKill(t *testing.T) {
 		}
 		return nil
 	})
-	awaitTasks(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 	m.Stop()
 	m.Start()
 }
@@ -270,23 +270,4 @@ func processes(t *testing.T, h *bed.Host, mark string) (n int) {
 		}
 	}
 	return n
-}
-
-// awaitTasks waits until a service has n tasks running, and returns the names of their nodes.
-func awaitTasks(t testing.TB, at *bed.Host, service string, n int) (nodes []string) {
-	t.Helper()
-	testcluster.Await(t, limit, func() error {
-		out, stderr, _ := at.Try("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.Node}} {{.CurrentState}} {{.Error}}")
-		nodes = nil
-		for line := range strings.Lines(out) {
-			if w := strings.Fields(line); len(w) > 1 && w[1] == "Running" {
-				nodes = append(nodes, w[0])
-			}
-		}
-		if len(nodes) != n {
-			return fmt.Errorf("%d of %d tasks running:\n%s%s", len(nodes), n, out, stderr)
-		}
-		return nil
-	})
-	return nodes
 }

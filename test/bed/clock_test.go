@@ -70,7 +70,7 @@ func TestClocks(t *testing.T) {
 	follower := m[(slices.Index(m, lead)+1)%3]
 	other := m[(slices.Index(m, lead)+2)%3]
 	other.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
-	awaitTasks(t, other, "app", 1)
+	testcluster.AwaitRunning(t, other, "app", 1)
 	task := pids(t, w[0], "sleep\x0031536000")
 	if len(task) != 1 {
 		t.Fatalf("processes of the task = %v", task)
@@ -138,7 +138,7 @@ func TestClocks(t *testing.T) {
 	}
 	other.Ctl("secret", "create", "password", secret)
 	other.Ctl("service", "create", "--name", "secretive", "--secret", "password", "host", "sleep", "31536001")
-	awaitTasks(t, other, "secretive", 1)
+	testcluster.AwaitRunning(t, other, "secretive", 1)
 
 	lead = awaitLeader(t, other, m)
 	lead.Skew(-3 * time.Hour)

@@ -121,7 +121,7 @@ func TestEngines(t *testing.T) {
 			})
 			return at
 		}
-		awaitTasks(t, m[0], "app", 4)
+		testcluster.AwaitRunning(t, m[0], "app", 4)
 		first := settled("at first", 2, 2)
 		testcluster.Await(t, limit, func() error {
 			out, stderr, _ := m[0].Try("service", "logs", "app")
@@ -134,14 +134,14 @@ func TestEngines(t *testing.T) {
 		w[0].KillEngine()
 		w[0].StartEngine()
 		b.AwaitReady(m[0], 5)
-		awaitTasks(t, m[0], "app", 4)
+		testcluster.AwaitRunning(t, m[0], "app", 4)
 		if now := settled("after an engine was killed", 2, 2); !slices.Equal(now[0], first[0]) || !slices.Equal(now[1], first[1]) {
 			t.Errorf("after an engine was killed: containers %q, before %q", now, first)
 		}
 
 		b.Isolate(w[1])
 		testcluster.Await(t, limit, func() error {
-			if nodes := awaitTasks(t, m[0], "app", 4); slices.Contains(nodes, "w2") {
+			if nodes := testcluster.AwaitRunning(t, m[0], "app", 4); slices.Contains(nodes, "w2") {
 				return fmt.Errorf("tasks are on %v, of which w2 is cut off", nodes)
 			}
 			return nil
@@ -151,7 +151,7 @@ func TestEngines(t *testing.T) {
 		settled("after a worker was cut off", 4, 0)
 
 		m[0].Ctl("service", "scale", "app=6")
-		awaitTasks(t, m[0], "app", 6)
+		testcluster.AwaitRunning(t, m[0], "app", 6)
 		settled("scaled", 4, 2)
 		dir, processes = b.Dir, processesOf(b)
 		m[0].Ctl("service", "rm", "app")
@@ -162,7 +162,7 @@ func TestEngines(t *testing.T) {
 			}
 		}
 		m[0].Ctl("service", "create", "--name", "left", "--replicas", "2", "--secret", "password", appImage, "/app")
-		awaitTasks(t, m[0], "left", 2) // what runs when the bed ends
+		testcluster.AwaitRunning(t, m[0], "left", 2) // what runs when the bed ends
 		processes, groups = append(processes, processesOf(b)...), bed.Cgroups(dir)
 		if len(groups) < len(w) {
 			t.Errorf("cgroups of %d engines = %q", len(w), groups)

@@ -26,7 +26,7 @@ func traced(t *testing.T) (dir string, processes []string) {
 	m.Start()
 	m.Ctl("swarm", "init", "--availability", "active")
 	m.Ctl("service", "create", "--name", "app", "host", "sleep", "31536000")
-	awaitTasks(t, m, "app", 1)
+	testcluster.AwaitRunning(t, m, "app", 1)
 	processes = processesOf(b)
 	if len(processes) < 5 { // two that hold namespaces, the daemon, the task and what it runs under
 		t.Errorf("processes of a bed with a task = %s", processes)

@@ -41,7 +41,7 @@ func TestPartitionedCluster(t *testing.T) {
 	old := awaitLeader(t, m[0], m)
 	rest := slices.DeleteFunc(slices.Clone(m), func(h *bed.Host) bool { return h == old })
 	m[0].Ctl("service", "create", "--name", "app", "--replicas", "4", "host", "sleep", "31536000")
-	awaitTasks(t, m[0], "app", 4)
+	testcluster.AwaitRunning(t, m[0], "app", 4)
 
 	// The leader alone: the others elect one of them and go on; it refuses.
 	b.Isolate(old)
@@ -83,7 +83,7 @@ func TestPartitionedCluster(t *testing.T) {
 		return nil
 	})
 	testcluster.Await(t, limit, func() error {
-		if nodes := awaitTasks(t, old, "app", 4); slices.Contains(nodes, lost.Name) {
+		if nodes := testcluster.AwaitRunning(t, old, "app", 4); slices.Contains(nodes, lost.Name) {
 			return fmt.Errorf("tasks are on %v, of which %s is cut off", nodes, lost.Name)
 		}
 		return nil
