@@ -131,19 +131,29 @@ func (s sizes) join(ctx context.Context, product, dir string, add func(int, floa
 	return nil
 }
 
+// inhabited makes a cluster of one manager and of nodes that have their sessions.
+func (s sizes) inhabited(ctx context.Context, product, dir string) (*cluster, error) {
+	c, err := newCluster(ctx, product, dir, 1)
+	if err != nil {
+		return nil, err
+	}
+	if _, err = c.join(ctx, s.nodes, 16); err == nil {
+		err = c.open(ctx)
+	}
+	if err != nil {
+		c.close()
+		return nil, err
+	}
+	return c, nil
+}
+
 func (s sizes) create(tasks int) func(context.Context, string, string, func(int, float64)) error {
 	return func(ctx context.Context, product, dir string, add func(int, float64)) error {
-		c, err := newCluster(ctx, product, dir, 1)
+		c, err := s.inhabited(ctx, product, dir)
 		if err != nil {
 			return err
 		}
 		defer c.close()
-		if _, err := c.join(ctx, s.nodes, 16); err != nil {
-			return err
-		}
-		if err := c.open(ctx); err != nil {
-			return err
-		}
 		id, _, err := c.service(ctx, "warm", s.small, "")
 		if err != nil {
 			return err
@@ -161,17 +171,11 @@ func (s sizes) create(tasks int) func(context.Context, string, string, func(int,
 }
 
 func (s sizes) secret(ctx context.Context, product, dir string, add func(int, float64)) error {
-	c, err := newCluster(ctx, product, dir, 1)
+	c, err := s.inhabited(ctx, product, dir)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if _, err := c.join(ctx, s.nodes, 16); err != nil {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
 	both := func(name string) (string, time.Duration, error) {
 		start := time.Now()
 		secret, err := c.op().write(ctx, name)
@@ -226,17 +230,11 @@ func (s sizes) write(managers int) func(context.Context, string, string, func(in
 // restart measures a manager's restart on its disk after kill -9, then after an order to stop. The nodes are gone by then, so that
 // only the manager is at work; no manager takes them for lost as soon as this.
 func (s sizes) restart(ctx context.Context, product, dir string, add func(int, float64)) error {
-	c, err := newCluster(ctx, product, dir, 1)
+	c, err := s.inhabited(ctx, product, dir)
 	if err != nil {
 		return err
 	}
 	defer c.close()
-	if _, err := c.join(ctx, s.nodes, 16); err != nil {
-		return err
-	}
-	if err := c.open(ctx); err != nil {
-		return err
-	}
 	key, err := c.op().autolock(ctx)
 	if err != nil {
 		return err
