@@ -1,9 +1,11 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +34,14 @@ func TestLeft(t *testing.T) {
 	cmd.Env = []string{"TMPDIR=" + m.tmp}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() { // Start returns while the kernel has yet to lay out what it is given
+		if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid)); err == nil && len(env) > 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("a process that was started has no environment")
+		}
 	}
 	wants("a process", "process ")
 	_ = cmd.Process.Kill()
@@ -63,6 +73,8 @@ func TestReport(t *testing.T) {
 	}{
 		{`{"Action":"pass","Package":"p","Test":"A"}` + "\n" + `{"Action":"pass","Package":"p"}`, true, "1 passed, 0 failed, 0 skipped"},
 		{`{"Action":"output","Package":"p","Test":"A","Output":"why\n"}` + "\n" + `{"Action":"fail","Package":"p","Test":"A"}`, false, "FAIL  p A\nwhy\n"},
+		{`{"Action":"output","Package":"p","Test":"A","Output":"    a_test.go:3: why\n"}` + "\n" + `{"Action":"output","Package":"p","Test":"A","Output":"a line of a log\n"}` +
+			"\n" + `{"Action":"fail","Package":"p","Test":"A"}`, false, "fail  p A\n      a_test.go:3: why\n0 passed, 1 failed"},
 		{`{"Action":"output","Package":"p","Output":"leaktest: left\n"}` + "\n" + `{"Action":"pass","Package":"p","Test":"A"}` + "\n" + `{"Action":"fail","Package":"p"}`, false, "leaktest: left\n"},
 		{`{"Action":"output","Package":"p","Test":"A","Output":"needs root\n"}` + "\n" + `{"Action":"skip","Package":"p","Test":"A"}`, false, "skip  p A\n      needs root\n0 passed"},
 		{"", false, "0 passed"},

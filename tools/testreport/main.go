@@ -1,6 +1,7 @@
 // Command testreport runs `go test -json …`, its arguments, and prints what a person needs: each package's result, the whole
-// output of what failed, and at the end the name and reason of every test that did not run, what the tests left on the machine, and
-// one line with the counts. It exits 1 where anything failed, nothing ran, or anything is left.
+// output of what failed, and at the end the name and reason of every test that did not run, those that failed with what they said
+// first (their whole output may be far above, or cut by who keeps it), one line with the counts, and what the tests left on the machine.
+// It exits 1 where anything failed, nothing ran, or anything is left.
 //
 // Tests get a temporary folder of their own (TMPDIR), which is kept if one failed.
 package main
@@ -13,6 +14,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 )
 
@@ -64,7 +66,7 @@ func run(argv []string) error {
 // report tells whether tests ran and all of them passed.
 func report(in io.Reader, out io.Writer) bool {
 	var passed, failed, skipped int
-	var skips []string
+	var skips, fails []string
 	output := map[string][]string{}
 	s := bufio.NewScanner(in)
 	s.Buffer(nil, 16<<20)
@@ -88,6 +90,7 @@ func report(in io.Reader, out io.Writer) bool {
 				}
 				if e.Action == "fail" {
 					failed++
+					fails = append(fails, id+said(output[id]))
 					fmt.Fprint(out, strings.Join(output[id], ""))
 				}
 				continue
@@ -97,6 +100,7 @@ func report(in io.Reader, out io.Writer) bool {
 				passed++
 			case "fail":
 				failed++
+				fails = append(fails, id+said(output[id]))
 				fmt.Fprintf(out, "FAIL  %s\n%s", id, strings.Join(output[id], ""))
 			case "skip":
 				skipped++
@@ -112,8 +116,35 @@ func report(in io.Reader, out io.Writer) bool {
 	for _, k := range skips {
 		fmt.Fprintln(out, "skip  "+k)
 	}
+	for _, k := range fails {
+		fmt.Fprintln(out, "fail  "+k)
+	}
 	fmt.Fprintf(out, "%d passed, %d failed, %d skipped\n", passed, failed, skipped)
 	return failed == 0 && passed > 0
+}
+
+const (
+	saidLines = 5
+	saidBytes = 300 // of each line
+)
+
+// where begins a message of a test or of the race detector, and what the runtime says of a panic.
+var where = regexp.MustCompile(`^\s*(\S+\.go:\d+: |WARNING: DATA RACE|panic: |fatal error: )`)
+
+// said returns the first messages of a test, each on a line of its own after the first.
+func said(lines []string) (all string) {
+	n := 0
+	for _, l := range lines {
+		if n == saidLines {
+			break
+		}
+		if where.MatchString(l) {
+			l = strings.TrimSpace(l)
+			all += "\n      " + l[:min(len(l), saidBytes)]
+			n++
+		}
+	}
+	return all
 }
 
 // reason is what a test said before it skipped itself.
