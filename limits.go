@@ -67,6 +67,7 @@ const (
 	JoinTimeout      = 30 * time.Second // whole exchange at the join door
 	HeartbeatPeriod  = 3 * time.Second  // on a session
 	ReportPeriod     = time.Second      // between managers
+	DescribePeriod   = 30 * time.Second // a node's description is stored so often at most, but for the first few
 	HeartbeatMissed  = 10 * time.Second // a session without an answer for this long is dead
 	NodeDownAfter    = 12 * time.Second // without a session for this long a node is down and its tasks move
 	LeasePush        = 3 * time.Second  // a manager that is further behind than this pushes nothing

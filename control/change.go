@@ -16,23 +16,12 @@ import (
 // attemptsMax is how often a change is tried on fresh state after conflicts.
 const attemptsMax = 20
 
-// fresh returns a view that has all that was committed before the call, by whichever leader. Errors: CodeNotLeader.
+// fresh returns a view that has all that was acknowledged before the call, by whichever leader. Errors: CodeNotLeader.
 func (s *Server) fresh(ctx context.Context) (*store.View, error) {
-	st := s.cfg.Store
-	term := st.Term()
-	if s.term.Load() != term { // a new leader's replica may lack what its predecessor committed
-		if err := st.Barrier(ctx); err != nil {
-			return nil, err
-		}
-		s.term.Store(term)
-	}
-	if err := st.VerifyLeader(ctx); err != nil {
+	if err := s.cfg.Store.Fresh(ctx); err != nil {
 		return nil, err
 	}
-	if st.Term() != term {
-		return nil, warden.Errorf(warden.CodeNotLeader, "reading the state", "the leader changed meanwhile")
-	}
-	return st.View(), nil
+	return s.cfg.Store.View(), nil
 }
 
 // change is one attempt: the operations that a plan makes from a view, and what the reply and the log call it.

@@ -18,7 +18,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -40,7 +39,7 @@ type Cluster interface {
 	CanRemoveManager(id string) error
 	StepDown(ctx context.Context) error
 	RoleLost() <-chan struct{} // closed when this manager ends because its node is a worker now
-	RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error)
+	RotateKeys(ctx context.Context, actor *api.Actor, since uint64) (done, todo []string, err error)
 	NextIssuing(c *api.Cluster) error // puts a new issuing CA into the record
 	Managers() *api.ManagerList
 	RelayLogs(ctx context.Context, nodeID string, req *api.LogsRequest, send func(*api.LogChunk) error) error
@@ -61,8 +60,7 @@ type Config struct {
 type Server struct {
 	api.UnimplementedControlServer
 	cfg      Config
-	term     atomic.Uint64 // in which this manager, leading, has applied all that was committed before
-	managers sync.Mutex    // held from the check that a manager can go to the commit: two checks at once would both pass
+	managers sync.Mutex // held from the check that a manager can go to the commit: two checks at once would both pass
 }
 
 // New returns a Server.
@@ -177,7 +175,7 @@ func (s *Server) Intercept(ctx context.Context, req any, info *grpc.UnaryServerI
 		return nil, api.Error(err)
 	}
 	lost, stop := s.itself(req)
-	for wait := 50 * time.Millisecond; ; wait = min(2*wait, 500*time.Millisecond) {
+	for wait := 25 * time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) { // a try costs little while there is no leader
 		reply, err := s.onLeader(ctx, id, req, info, handler)
 		switch warden.CodeOf(err) {
 		case "":

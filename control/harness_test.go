@@ -29,6 +29,7 @@ type fake struct {
 	calls    []string
 	liveness map[string]api.Liveness // of nodes; else unknown
 	message  map[string]string
+	raft     map[string]string // a manager's part
 	silent   []string
 	stays    error                 // of CanRemoveManager
 	goes     func(id string) error // instead of stays
@@ -49,7 +50,7 @@ func (f *fake) NodeStates(ids []string) []*api.NodeState {
 	var out []*api.NodeState
 	for _, id := range ids {
 		l := f.liveness[id]
-		out = append(out, &api.NodeState{NodeId: id, Liveness: l, Reachable: l == api.Liveness_LIVENESS_READY, Message: f.message[id]})
+		out = append(out, &api.NodeState{NodeId: id, Liveness: l, Reachable: l == api.Liveness_LIVENESS_READY, Message: f.message[id], Raft: f.raft[id]})
 	}
 	return out
 }
@@ -73,7 +74,7 @@ func (f *fake) StepDown(context.Context) error {
 	return nil
 }
 
-func (f *fake) RotateKeys(context.Context, *api.Actor) (done, todo []string, err error) {
+func (f *fake) RotateKeys(context.Context, *api.Actor, uint64) (done, todo []string, err error) {
 	f.called("rotate")
 	if f.rotate != nil {
 		return f.rotate()

@@ -348,7 +348,7 @@ func (s *Server) afterManager(ctx context.Context, reply *api.RemoveNodeReply, r
 	actor, err := actorOf(ctx)
 	if err == nil {
 		var done, todo []string
-		done, todo, err = s.cfg.Cluster.RotateKeys(context.WithoutCancel(ctx), actor)
+		done, todo, err = s.cfg.Cluster.RotateKeys(context.WithoutCancel(ctx), actor, reply.Index)
 		reply.Done, reply.Todo = append(reply.Done, done...), append(reply.Todo, todo...)
 	}
 	if err != nil {

@@ -186,6 +186,7 @@ func TestStatus(t *testing.T) {
 	w := newWorld(t, m2, box, late, dead, web, job, running, failed, pending, past, in(job, 1, api.TaskState_TASK_COMPLETE, "", ""))
 	w.cluster.liveness[box.Id], w.cluster.liveness[late.Id] = api.Liveness_LIVENESS_READY, api.Liveness_LIVENESS_READY
 	w.cluster.message[late.Id] = "its clock is 9s off"
+	w.cluster.raft = map[string]string{w.self: "voter", m2.Id: "nonvoter"}
 	r := do[*api.StatusReply](t, w.Server, "Status", &api.StatusRequest{})
 	if r.Managers != 2 || r.ManagersReachable != 1 || r.Workers != 3 || r.WorkersReady != 2 || r.TasksWanted != 3 || r.TasksRunning != 1 || r.Services != 2 ||
 		r.LeaderId != w.self || len(r.Nodes) != 5 || r.CommitIndex < r.AppliedIndex {
@@ -205,7 +206,7 @@ func TestStatus(t *testing.T) {
 	contains("unwell", r.Unwell, "1 of 2 managers reachable, 2 are needed for a majority; not m2", "2 of 3 workers ready; not dead", "1 of 3 tasks running",
 		"late ("+late.Id+"): certificate ends in", "dead ("+dead.Id+"): certificate expired at", "late ("+late.Id+"): its clock is 9s off")
 	contains("certificates", r.Certificates, "late", "dead")
-	contains("notes", r.Notes, "bind-mounted", "odd number", "autolock is off")
+	contains("notes", r.Notes, "m2 ("+m2.Id+"): has no vote yet", "bind-mounted", "odd number", "autolock is off")
 	var problems []string
 	for _, p := range r.Problems {
 		problems = append(problems, fmt.Sprintf("%s.%d %s: %s", p.ServiceName, p.Slot, p.State, p.Reason))

@@ -142,6 +142,9 @@ func (r report) node(n *api.Node, state *api.NodeState, now time.Time) {
 	if m := state.GetMessage(); m != "" {
 		r.Unwell = append(r.Unwell, name+": "+m)
 	}
+	if state.GetRaft() == "nonvoter" {
+		r.Notes = append(r.Notes, name+": has no vote yet, and does not count towards a majority")
+	}
 	if state.GetLockState() == "old-key" {
 		under := "under no unlock key: its disk opens by itself"
 		if id := state.GetUnlockKeyId(); id != "" {

@@ -288,7 +288,7 @@ func (d *Daemon) dial(ctx context.Context) (net.Conn, string, error) {
 	}
 	id, _ := i.now()
 	l, stale := i.known()
-	if m != nil && m.Ready() {
+	if m != nil && m.CaughtUpSince(time.Now().Add(-warden.PinStale)) { // one that is evicted while it is cut off never is again
 		if fresh := m.Managers(); len(fresh.Managers) > 0 {
 			l, stale = fresh, false
 		}

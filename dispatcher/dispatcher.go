@@ -73,6 +73,7 @@ type Dispatcher struct {
 
 	mu       sync.Mutex          // guards the fields below; held for their access only
 	sessions map[string]*session // by node ID
+	turn     string              // the node whose description Claims named last
 	links    *links              // nil while nobody uses them
 	users    int                 // of links
 }
@@ -201,7 +202,12 @@ func (d *Dispatcher) managerList() *api.ManagerList {
 	return d.managers.Load()
 }
 
-// Claims returns what this manager's sessions are, sorted by node ID.
+// describedBytesMax is how many bytes of descriptions the claims of one report carry: with a claim of every node that a cluster may have
+// they stay below warden.MessageMax.
+const describedBytesMax = 1 << 20
+
+// Claims returns what this manager's sessions are, sorted by node ID. The leader may leave descriptions for later: where those that
+// the records do not show yet are more than one report carries, they take turns.
 func (d *Dispatcher) Claims() []*api.SessionClaim {
 	d.mu.Lock()
 	all := make([]*session, 0, len(d.sessions))
@@ -216,7 +222,27 @@ func (d *Dispatcher) Claims() []*api.SessionClaim {
 		}
 	}
 	slices.SortFunc(claims, func(a, b *api.SessionClaim) int { return strings.Compare(a.GetNodeId(), b.GetNodeId()) })
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.turn = takeTurns(claims, d.turn, describedBytesMax)
 	return claims
+}
+
+// takeTurns drops the descriptions of sorted claims that do not fit into bytesMax, counted from the first node behind turn, and returns
+// the last node whose description stays.
+func takeTurns(claims []*api.SessionClaim, turn string, bytesMax int) string {
+	first, _ := slices.BinarySearchFunc(claims, turn+"\x00", func(c *api.SessionClaim, id string) int { return strings.Compare(c.GetNodeId(), id) })
+	for _, c := range append(claims[first:len(claims):len(claims)], claims[:first]...) {
+		if c.Description == nil {
+			continue
+		}
+		if bytesMax -= proto.Size(c.Description); bytesMax < 0 {
+			c.Description = nil
+		} else {
+			turn = c.NodeId
+		}
+	}
+	return turn
 }
 
 // Close ends the session of this ID, if it is still here, because it lost its claim or for another reason.

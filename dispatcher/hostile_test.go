@@ -160,6 +160,36 @@ func TestReportsAreMadeAgain(t *testing.T) {
 	})
 }
 
+// TestToldBefore: what the store shows already is not reported again with each session; what is new is.
+func TestToldBefore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mine := task('a', strings.Repeat("n", warden.IDLength))
+		mine.Status.State = api.TaskState_TASK_RUNNING
+		m := newManager(t, store.Wrap(mine))
+		say := func(states ...api.TaskState) int {
+			n := &node{watch: func(s *reporter) error {
+				for _, state := range states {
+					s.Send(&api.TaskReport{TaskId: mine.Id, Status: &api.TaskStatus{State: state, Message: "again"}})
+				}
+				<-s.Context().Done()
+				return nil
+			}}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			m.serve(ctx, n)
+			return len(m.taken())
+		}
+		for range 3 {
+			if n := say(api.TaskState_TASK_ACCEPTED, api.TaskState_TASK_STARTING, api.TaskState_TASK_RUNNING); n != 0 {
+				t.Fatalf("%d reports of what the store shows", n)
+			}
+		}
+		if n := say(api.TaskState_TASK_RUNNING, api.TaskState_TASK_FAILED); n != 1 {
+			t.Errorf("%d reports of a task that failed, want 1", n)
+		}
+	})
+}
+
 // TestFlood: a node that never stops repeating itself is cut off.
 func TestFlood(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -435,7 +435,8 @@ func (s *session) beat(stream grpc.BidiStreamingClient[api.WatchRequest, api.Wat
 	}
 }
 
-// news returns, within their bounds, those of the reports that move a task of this node forward. What they say of tasks that
+// news returns, within their bounds, those of the reports that move a task of this node forward, from what it told before and from what
+// the store shows: what a node says anew with each session costs the log nothing. What they say of tasks that
 // are another node's, or none, is not for this node to say.
 func (s *session) news(reports []*api.TaskReport) (news []*api.TaskReport) {
 	if len(reports) == 0 {
@@ -445,8 +446,8 @@ func (s *session) news(reports []*api.TaskReport) (news []*api.TaskReport) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, r := range reports {
-		state := r.GetStatus().GetState()
-		of := v.Task(r.GetTaskId()).GetNodeId()
+		state, task := r.GetStatus().GetState(), v.Task(r.GetTaskId())
+		of := task.GetNodeId()
 		if of != "" && of != s.peer.NodeID { // of a task that is gone an honest node may still speak
 			err := warden.Errorf(warden.CodeDenied, "taking a report", "task %s is another node's", r.GetTaskId())
 			s.d.cfg.Refused(s.peer.NodeID, err)
@@ -456,7 +457,7 @@ func (s *session) news(reports []*api.TaskReport) (news []*api.TaskReport) {
 			}
 			continue
 		}
-		if !reportable(state) || state <= s.told[r.GetTaskId()].GetStatus().GetState() || of == "" {
+		if known := max(s.told[r.GetTaskId()].GetStatus().GetState(), task.GetStatus().GetState()); !reportable(state) || state <= known || of == "" {
 			continue
 		}
 		r = clipReport(r)

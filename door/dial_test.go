@@ -23,6 +23,8 @@ func TestDial(t *testing.T) {
 	good, goodID := manager(warden.LeafTTLDefault, time.Now())
 	expired, expiredID := manager(warden.LeafTTLMin, time.Now().Add(-500*time.Hour))
 	early, earlyID := manager(warden.LeafTTLDefault, time.Now().Add(100*time.Hour))
+	ancient := newPKI(t, w.id, time.Now().Add(-3*warden.ExpiredKept))
+	late, lateID := ancient.leaf(t, ca.RoleManager, w.self, warden.LeafTTLMin, time.Now().Add(-2*warden.ExpiredKept))
 	worker, workerID := w.leaf(t, ca.RoleWorker, w.self, warden.LeafTTLDefault, time.Now())
 	strange, strangeID := newPKI(t, w.id, time.Now().Add(-time.Hour)).leaf(t, ca.RoleManager, w.self, warden.LeafTTLDefault, time.Now())
 	oldIssuer := w.issuingDER
@@ -55,12 +57,20 @@ func TestDial(t *testing.T) {
 		{"expired, loose", expired, door.Expect{NodeID: w.self, KeyHashes: pin(goodID), Loose: true}, warden.CodeExpired},
 		{"expired", expired, door.Expect{NodeID: w.self, KeyHashes: pin(goodID)}, warden.CodeWrongKey},
 		{"not yet valid, pinned", early, door.Expect{NodeID: w.self, KeyHashes: pin(earlyID)}, warden.CodeClock},
+		{"expired long ago, pinned", late, door.Expect{NodeID: w.self, KeyHashes: pin(lateID)}, warden.CodeExpired},
+		{"not yet valid, pinned, at any time", early, door.Expect{NodeID: w.self, KeyHashes: pin(earlyID), Loose: true, AnyTime: true}, ""},
+		{"not yet valid, loose, at any time", early, door.Expect{NodeID: w.self, Loose: true, AnyTime: true}, warden.CodeClock},
+		{"expired long ago, pinned, at any time", late, door.Expect{NodeID: w.self, KeyHashes: pin(lateID), AnyTime: true}, ""},
+		{"expired long ago, loose, at any time", late, door.Expect{NodeID: w.self, Loose: true, AnyTime: true}, warden.CodeExpired},
+		{"other root, pinned, at any time", strange, door.Expect{NodeID: w.self, KeyHashes: pin(strangeID), AnyTime: true}, warden.CodeUnauthentic},
 		{"distrusted, pinned", good, door.Expect{NodeID: w.self, KeyHashes: pin(goodID), Distrusted: distrusted}, ""},
 		{"distrusted, loose", good, door.Expect{NodeID: w.self, Loose: true, Distrusted: distrusted}, warden.CodeRevoked},
 		{"other root, pinned", strange, door.Expect{NodeID: w.self, KeyHashes: pin(strangeID), Loose: true}, warden.CodeUnauthentic},
 	} {
 		w.set(func() { w.cert = c.cert })
-		c.want.Root = w.root
+		if c.want.Root = w.root; c.cert == late {
+			c.want.Root = ancient.root
+		}
 		conn, err := door.Dial(t.Context(), w.addr(), warden.DoorNode, client, c.want)
 		if got := warden.CodeOf(err); got != c.code {
 			t.Errorf("%s: %v [%s], want [%s]", c.name, err, got, c.code)
@@ -70,8 +80,8 @@ func TestDial(t *testing.T) {
 			conn.Close()
 		} else if !strings.Contains(err.Error(), w.addr()) {
 			t.Errorf("%s: %q does not name the address", c.name, err)
-		} else {
-			<-w.refused // the client's alert
+		} else if r := <-w.refused; warden.CodeOf(r.err) != warden.CodeUnavailable { // the client's alert: it has failed no proof
+			t.Errorf("%s: the manager refused for %v", c.name, r.err)
 		}
 	}
 }

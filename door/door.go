@@ -14,11 +14,13 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -87,6 +89,7 @@ type Conn struct {
 	Remote  netip.Addr
 
 	raw    net.Conn
+	turn   *turn               // while its handshake is under way
 	chain  []*x509.Certificate // as presented
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -118,6 +121,7 @@ func (c *Conn) cut(why error) {
 type Server struct {
 	cfg     Config
 	shaking handshakes
+	slots   chan struct{} // of handshakes whose turn it is
 
 	mu   sync.Mutex // guards live; never held across I/O or Judge
 	live map[string]map[*Conn]struct{}
@@ -127,7 +131,7 @@ type Server struct {
 
 // New returns a server that serves nothing yet.
 func New(cfg Config) *Server {
-	return &Server{cfg: cfg, live: map[string]map[*Conn]struct{}{}}
+	return &Server{cfg: cfg, live: map[string]map[*Conn]struct{}{}, slots: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
 // Serve accepts from l until ctx ends, then closes l and every connection and waits for the handlers.
@@ -166,7 +170,8 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 	defer s.shaking.end(c)
 
 	var refusal error
-	first := &bounded{Conn: c.raw, left: handshakeBytesMax}
+	hctx, cancel := context.WithTimeout(c.ctx, warden.HandshakeTimeout)
+	first := &bounded{Conn: c.raw, left: handshakeBytesMax, turn: turn{ctx: hctx, slots: s.slots}}
 	c.Conn = tls.Server(first, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -178,13 +183,15 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 		},
 	})
 	c.raw.SetDeadline(time.Now().Add(warden.HandshakeTimeout))
-	hctx, cancel := context.WithTimeout(c.ctx, warden.HandshakeTimeout)
+	c.turn = &first.turn
 	err := c.Conn.HandshakeContext(hctx)
 	cancel()
+	first.turn.end()
+	c.turn, first.turn = nil, turn{}
 	defer s.remove(c)
 	if err != nil {
 		if refusal == nil {
-			refusal = broken(err, c.Door != "")
+			refusal = broken(err, c.Door)
 		}
 		if refusal != nil && s.cfg.Refused != nil {
 			s.cfg.Refused(c.Door, c.ID, c.Remote, refusal)
@@ -217,26 +224,43 @@ func (s *Server) serve(ctx context.Context, c *Conn) {
 	s.cfg.Handlers[c.Door](c.ctx, c)
 }
 
-// broken says what a handshake broke off as. A client that went away before its hello is nil: many look whether a port is open.
-func broken(err error, hello bool) error {
+// broken says what a handshake broke off as. A client that went away before its hello is nil: many look whether a port is open. One that
+// has a certificate to show and breaks off by itself has failed no proof: a node that is killed does, and one that does not expect this
+// manager's leaf, as where its list of managers is older than that. At the join door it is an attempt that failed.
+func broken(err error, door string) error {
 	const op = "shaking hands"
 	switch code := warden.CodeOf(err); {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		return warden.Errorf(warden.CodeTimeout, op, "the client did not do its part within %s", warden.HandshakeTimeout)
 	case code != warden.CodeInternal:
 		return err
-	case hello:
-		return warden.Recode(warden.CodeUnauthentic, op, err)
-	case errors.Is(err, io.EOF), errors.Is(err, syscall.ECONNRESET), errors.Is(err, net.ErrClosed):
+	case door == "" && gone(err):
 		return nil
+	case door == "":
+		return warden.Recode(warden.CodeInvalid, op, err)
+	case policies[door].certificate && (gone(err) || errors.Is(err, io.ErrUnexpectedEOF) || alerted(err)):
+		return warden.Recode(warden.CodeUnavailable, op, fmt.Errorf("the client broke off: %w", err))
 	}
-	return warden.Recode(warden.CodeInvalid, op, err)
+	return warden.Recode(warden.CodeUnauthentic, op, err)
 }
 
-// bounded is a connection of which no more than left bytes can be read; below 0: any.
+// gone reports whether a connection was closed.
+func gone(err error) bool {
+	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed)
+}
+
+// alerted reports whether the other side has sent an alert.
+func alerted(err error) bool {
+	op, ok := errors.AsType[*net.OpError](err)
+	return ok && op.Op == "remote error" // crypto/tls has no other name for it
+}
+
+// bounded is a connection of which no more than left bytes can be read; below 0: any. Until then it is its turn from the end of each read
+// to the next read or write.
 type bounded struct {
 	net.Conn
 	left int // set between reads only
+	turn turn
 }
 
 // Read reads as far as the bound goes. Errors: CodeTooLarge beyond it.
@@ -247,9 +271,19 @@ func (b *bounded) Read(p []byte) (int, error) {
 	if b.left == 0 {
 		return 0, warden.Errorf(warden.CodeTooLarge, "shaking hands", "the client sends more than %d bytes", handshakeBytesMax)
 	}
+	b.turn.end()
 	n, err := b.Conn.Read(p[:min(len(p), b.left)])
 	b.left -= n
+	if terr := b.turn.begin(); err == nil {
+		err = terr
+	}
 	return n, err
+}
+
+// Write is the end of the turn: what the client says next is waited for.
+func (b *bounded) Write(p []byte) (int, error) {
+	b.turn.end()
+	return b.Conn.Write(p)
 }
 
 // configFor picks the door by the one ALPN protocol that the client offers. Go would let a client without ALPN in, and would
@@ -301,10 +335,11 @@ func (s *Server) verify(c *Conn, p policy, cs tls.ConnectionState) error {
 		return err
 	}
 	c.ID, c.chain, c.Expired = id, cs.PeerCertificates, now.After(id.NotAfter)
+	c.turn.end() // Judge may wait
 	if err := s.judge(c); warden.CodeOf(err) != warden.CodeWrongKey {
 		return err
 	}
-	return nil
+	return c.turn.begin()
 }
 
 // enter runs when the handshake has proven the key, before a byte is read or written: table, then record, so that a commit

@@ -515,6 +515,25 @@ func TestBrokenHandshakeIsReported(t *testing.T) {
 	}
 }
 
+// Who has a certificate to show and goes away instead has failed no proof.
+func TestWhoGoesAwayHasNotFailed(t *testing.T) {
+	w := onLoopback(t, nil)
+	cert, id := w.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+	w.record(id)
+	raw, err := net.Dial("tcp", w.addr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn := tls.Client(raw, &tls.Config{NextProtos: []string{warden.DoorNode}, InsecureSkipVerify: true,
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { raw.Close(); return cert, nil }})
+	if conn.Handshake() == nil {
+		t.Fatal("shook hands over a closed connection")
+	}
+	if r := <-w.refused; r.door != warden.DoorNode || warden.CodeOf(r.err) != warden.CodeUnavailable {
+		t.Errorf("told of %q, %v", r.door, r.err)
+	}
+}
+
 // What is no hello is told of, too, at no door; who only looks whether the port is open is not.
 func TestNoHelloIsReported(t *testing.T) {
 	w := onLoopback(t, nil)
@@ -569,6 +588,7 @@ func TestWhoGivesWayHasNotFailed(t *testing.T) {
 	a.Close()
 	b.Close()
 	const most, more = 1024, 150
+	begun := time.Now()
 	for range most + more {
 		c, err := net.Dial("tcp", w.addr())
 		if err != nil {
@@ -582,9 +602,9 @@ func TestWhoGivesWayHasNotFailed(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	failed := 0
+	slow, failed := time.Since(begun) > warden.HandshakeTimeout, 0
 	for range more {
-		if r := <-w.refused; warden.CodeOf(r.err) != warden.CodeUnavailable {
+		if r := <-w.refused; warden.CodeOf(r.err) != warden.CodeUnavailable && !(slow && warden.CodeOf(r.err) == warden.CodeTimeout) { // of a loaded machine
 			failed++
 		}
 	}

@@ -2,6 +2,7 @@ package door
 
 import (
 	"container/list"
+	"context"
 	"net/netip"
 	"sync"
 )
@@ -98,4 +99,34 @@ func network(ip netip.Addr) netip.Prefix {
 	}
 	p, _ := ip.WithZone("").Prefix(bits) // the zero Prefix for the zero Addr
 	return p
+}
+
+// turn is that of one handshake to use the processor. There are as many at once as there are processors: of hundreds that could go on, the
+// rest wait here and not before what else this manager has to run, which would be late with its heartbeats. Not for concurrent use.
+type turn struct {
+	ctx   context.Context // of the handshake
+	slots chan struct{}
+	held  bool
+}
+
+// begin waits for the turn. Errors: of the end of the handshake's time.
+func (t *turn) begin() error {
+	if t.held {
+		return nil
+	}
+	select {
+	case t.slots <- struct{}{}:
+		t.held = true
+		return nil
+	case <-t.ctx.Done():
+		return t.ctx.Err()
+	}
+}
+
+// end gives the turn to the next, if it was begun.
+func (t *turn) end() {
+	if t.held {
+		t.held = false
+		<-t.slots
+	}
 }

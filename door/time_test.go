@@ -3,8 +3,12 @@ package door_test
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"io"
 	"net"
+	"runtime"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -130,4 +134,84 @@ func TestNothingIsLeftBehind(t *testing.T) {
 		gone := shake(t, l, cert, warden.DoorPeer)
 		gone.NetConn().Close()
 	})
+}
+
+// deaf is a connection whose client reads nothing.
+type deaf struct {
+	net.Conn
+	until <-chan struct{}
+}
+
+func (d deaf) Read([]byte) (int, error) { <-d.until; return 0, io.EOF }
+
+// TestHandshakesTakeTurns: no more handshakes use the processors at once than there are, and none keeps its turn while it waits: for its
+// client, which may take nothing, or for Judge.
+func TestHandshakesTakeTurns(t *testing.T) {
+	n := int32(4 * runtime.GOMAXPROCS(0))
+	for _, c := range []struct {
+		name, door         string
+		certificate, judge bool // where the handshakes are held up
+		deaf               bool
+		want               int32 // how many are there at once
+	}{
+		{name: "at work", door: warden.DoorJoin, certificate: true, want: n / 4},
+		{name: "in Judge", door: warden.DoorNode, judge: true, want: n},
+		{name: "client takes nothing", door: warden.DoorJoin, deaf: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p, l := newPKI(t, warden.NewID(), time.Now()), newPipes()
+				own, _ := p.leaf(t, ca.RoleManager, warden.NewID(), warden.LeafTTLDefault, time.Now())
+				node, _ := p.leaf(t, ca.RoleWorker, warden.NewID(), warden.LeafTTLDefault, time.Now())
+				goOn, through := make(chan struct{}), make(chan struct{}, 2*n)
+				var there atomic.Int32
+				hold := func(is bool) {
+					if is {
+						there.Add(1)
+						<-goOn
+					}
+				}
+				handler := func(context.Context, *door.Conn) { through <- struct{}{} }
+				s := door.New(door.Config{
+					Certificate: func() *tls.Certificate { hold(c.certificate); return own },
+					Judge:       func(string, ca.Identity, bool) error { hold(c.judge); return nil },
+					Root:        func() *x509.Certificate { return p.root }, Pinned: func(ca.Identity) bool { return true },
+					Handlers: map[string]func(context.Context, *door.Conn){warden.DoorJoin: handler, warden.DoorNode: handler},
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				served := make(chan error, 1)
+				go func() { served <- s.Serve(ctx, l) }()
+				var wg sync.WaitGroup
+				for range n {
+					var conn net.Conn = l.dial()
+					if c.deaf {
+						conn = deaf{conn, goOn}
+					}
+					client := tls.Client(conn, &tls.Config{NextProtos: []string{c.door}, InsecureSkipVerify: true, Certificates: []tls.Certificate{*node}})
+					wg.Go(func() {
+						client.Handshake()
+						io.Copy(io.Discard, conn)
+						conn.Close()
+					})
+				}
+				synctest.Wait()
+				if got := there.Load(); got != c.want {
+					t.Errorf("%d of %d handshakes are there at once, want %d", got, n, c.want)
+				}
+				if !c.certificate { // another is not kept waiting
+					shake(t, l, nil, warden.DoorJoin)
+					<-through
+				}
+				close(goOn)
+				for range n {
+					if !c.deaf {
+						<-through
+					}
+				}
+				cancel()
+				<-served
+				wg.Wait()
+			})
+		})
+	}
 }

@@ -224,7 +224,7 @@ func (c *controlled) StepDown(context.Context) error {
 
 func (c *controlled) RoleLost() <-chan struct{} { return nil }
 
-func (c *controlled) RotateKeys(context.Context, *api.Actor) (done, todo []string, err error) {
+func (c *controlled) RotateKeys(context.Context, *api.Actor, uint64) (done, todo []string, err error) {
 	return []string{"rotated keys"}, nil, nil
 }
 

@@ -152,6 +152,13 @@ func issueInto(authority *ca.Authority, n *api.Node, csr *ca.CSR, ttl time.Durat
 	return vetted, err
 }
 
+// How often a node can have its renewal begun anew before the last is finished, at one manager: each makes a key and an entry in the log. A
+// manager that is killed or cut off in the midst of one leaves one.
+const (
+	unfinishedBurst  = 8
+	unfinishedPeriod = 30 * time.Second
+)
+
 // issue is the dispatcher's Config.Issue: commit the hash of the node's next key, then hand out the leaf for it. keyHash is
 // the key that the session is authenticated by: it must be the recorded one, which ties a renewal to the key it replaces.
 func (m *Manager) issue(ctx context.Context, nodeID string, keyHash [32]byte, csr []byte, reason string) (*api.InstallRequest, error) {
@@ -163,11 +170,16 @@ func (m *Manager) issue(ctx context.Context, nodeID string, keyHash [32]byte, cs
 	if parsed.KeyHash == keyHash {
 		return nil, warden.Errorf(warden.CodeInvalid, op, "the node offers the key that it is to replace")
 	}
-	for {
+	for first := true; ; first = false {
 		v := m.store.View()
 		n := v.Node(nodeID)
 		if n == nil || !bytes.Equal(n.KeyHash, keyHash[:]) {
 			return nil, warden.Errorf(warden.CodeWrongKey, op, "the session's key is not the recorded one")
+		}
+		if len(n.NextKeyHash) > 0 && first {
+			if ok, _ := m.unfinished.spend(nodeID, "", time.Now()); !ok {
+				return nil, warden.Errorf(warden.CodeLimited, op, "it was begun %d times and never finished", unfinishedBurst)
+			}
 		}
 		_, authority, err := m.authority.of(v.Cluster())
 		if err != nil {

@@ -129,8 +129,9 @@ func TestEvictedManager(t *testing.T) {
 	_, double, _ := issueLeaf(t, c.authority, c.first.id, ca.RoleManager)
 	for what, cert := range map[string]*tls.Certificate{"an unknown ID": ghost, "another's ID": double} {
 		for _, name := range []string{warden.DoorPeer, warden.DoorRaft, warden.DoorNode} {
-			if _, err := c.dial(c.first, cert, name); err == nil {
-				t.Errorf("%s at %s: let in", what, name)
+			if conn, err := c.dial(c.first, cert, name); err == nil {
+				t.Logf("%s at %s: no answer yet", what, name)
+				cut(t, conn) // at the latest when the manager has caught up
 			}
 		}
 	}
@@ -143,8 +144,9 @@ func TestEvictedManager(t *testing.T) {
 		conns = append(conns, conn)
 	}
 	c.evict(evil)
-	done, todo, err := c.first.m.RotateKeys(t.Context(), &api.Actor{Kind: "uid", Name: "0"})
-	if err != nil || len(done) == 0 || len(todo) == 0 {
+	since := c.first.m.store.View().Tombstone(evil.id).GetMeta().GetIndex()
+	done, todo, err := c.first.m.RotateKeys(t.Context(), &api.Actor{Kind: "uid", Name: "0"}, since)
+	if err != nil || len(done) == 0 || len(todo) == 0 || since == 0 {
 		t.Fatalf("RotateKeys = %q, %q, %v", done, todo, err)
 	}
 	for _, conn := range conns {
@@ -179,6 +181,12 @@ func TestEvictedManager(t *testing.T) {
 		t.Errorf("a recorded key under the distrusted CA: %v", err)
 	}
 	c.join(api.Role_ROLE_WORKER, "after") // under the new CA
+
+	// The same again, as where the answer was lost: it says the same, and new leaves for all would lose the next answer, too.
+	again, _, err := c.first.m.RotateKeys(t.Context(), &api.Actor{Kind: "uid", Name: "0"}, since)
+	if n := c.first.m.store.View().Cluster(); err != nil || len(again) != len(done) || n.IssuingGeneration != 2 || n.KeysetGeneration != 2 {
+		t.Errorf("RotateKeys for an eviction after which keys were rotated = %q, %v: generations %d and %d, want 2", again, err, n.IssuingGeneration, n.KeysetGeneration)
+	}
 }
 
 // What this manager has open to another ends with the other's role, as what it has open here does: its logs would still be believed.
@@ -344,5 +352,50 @@ func TestRenewalIsTiedToTheKeyItReplaces(t *testing.T) {
 	}
 	if _, err := door.Dial(t.Context(), c.first.address, warden.DoorNode, cert, door.Expect{Root: c.root, NodeID: c.first.id, KeyHashes: [][32]byte{c.first.identity.KeyHash}}); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestReportToALeaderOfNobody: what a report is answered with extends a lease, so a leader that has no majority any more, and does not
+// know it yet, answers none.
+func TestReportToALeaderOfNobody(t *testing.T) {
+	c := newCluster(t)
+	b := c.join(api.Role_ROLE_MANAGER, "b")
+	leader, other := c.roles(c.first, b)
+	report := func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		_, err := leader.m.takeReport(ctx, other.id, &api.ReportRequest{LockState: LockUnlocked})
+		return err
+	}
+	if err := report(); err != nil {
+		t.Fatal(err)
+	}
+	if err := other.m.transport.Close(); err != nil { // it hears nothing from here on, and raft waits for 500 ms
+		t.Fatal(err)
+	}
+	if err := report(); err == nil {
+		t.Error("a leader that nobody follows took a report")
+	}
+}
+
+// TestReportsOfTasksEnd: a leader that hangs does not keep a manager from telling the next one.
+func TestReportsOfTasksEnd(t *testing.T) {
+	c := newCluster(t)
+	b := c.join(api.Role_ROLE_MANAGER, "b")
+	leader, other := c.roles(c.first, b)
+	leader.m.live.mu.Lock() // nothing that it is told comes to an end
+	ended := make(chan error, 1)
+	go func() {
+		ended <- other.m.reportTasks(context.Background(), []*api.NodeTaskReport{{NodeId: other.id, Report: &api.TaskReport{TaskId: "gone"}}})
+	}()
+	select {
+	case err := <-ended:
+		leader.m.live.mu.Unlock()
+		if err == nil {
+			t.Error("a report was taken by a leader that hangs")
+		}
+	case <-time.After(2 * reportTasksMax):
+		leader.m.live.mu.Unlock()
+		t.Error("a report to a leader that hangs does not end")
 	}
 }

@@ -33,8 +33,15 @@ func due(v *store.View) uint64 {
 
 // resume does what an earlier leader did not come to: a rotation that an eviction asks for, or the rest of one.
 func (m *Manager) resume(ctx context.Context) {
+	for _, err := m.commandTime(ctx); err != nil; _, err = m.commandTime(ctx) { // a leader that can change nothing yet
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(warden.ReportPeriod):
+		}
+	}
 	if v := m.store.View(); due(v) > v.Cluster().GetRotatedIndex() {
-		_, _, err := m.RotateKeys(ctx, m.system("rotation"))
+		_, _, err := m.RotateKeys(ctx, m.system("rotation"), due(v))
 		if err != nil {
 			m.logger.Error("failed to rotate keys after the eviction of a manager", "error", err)
 			return
@@ -59,25 +66,42 @@ func (m *Manager) resume(ctx context.Context) {
 // is at hand, and the cluster keyset, under which every secret's data key and the CA keys are sealed anew. On the leader only.
 // done says what it did, todo what is left to the operator. Nodes renew their leaves under the new issuing CA by themselves.
 //
+// since is the raft index of the eviction; keys that were rotated since then are left alone: the call is made again where its answer was
+// lost, which the new leaves that it brings may be the cause of. 0: they are rotated in any case.
+//
 // First it sees to it that no evicted manager follows the log any more, which would bring it the new keys.
-func (m *Manager) RotateKeys(ctx context.Context, actor *api.Actor) (done, todo []string, err error) {
+func (m *Manager) RotateKeys(ctx context.Context, actor *api.Actor, since uint64) (done, todo []string, err error) {
 	m.rotation.Lock()
 	defer m.rotation.Unlock()
 	if err := m.expel(ctx); err != nil {
 		return done, todo, warden.Wrap("rotating keys", err)
 	}
-	if ok, err := m.rotateIssuing(ctx, actor); err != nil {
-		return done, todo, err
-	} else if ok {
+	before := since > 0 && m.store.View().Cluster().GetRotatedIndex() >= since
+	rotated := len(m.store.View().Cluster().SealedRootKey) > 0
+	if !before {
+		if rotated, err = m.rotateIssuing(ctx, actor); err != nil {
+			return done, todo, err
+		}
+	}
+	if rotated {
 		done = append(done, "rotated the issuing CA; every node gets a new leaf by itself")
 	} else {
 		todo = append(todo, "rotate the issuing CA: the root key is not in the cluster")
 	}
-	n, err := m.rotateKeyset(ctx, actor)
+	var n int
+	if before {
+		n, err = m.finishKeyset(ctx, actor)
+	} else {
+		n, err = m.rotateKeyset(ctx, actor)
+	}
 	if err != nil {
 		return done, todo, err
 	}
-	done = append(done, fmt.Sprintf("rotated the cluster keyset and sealed %d secret versions under it", n))
+	if before && n == 0 {
+		done = append(done, "rotated the cluster keyset and sealed all secret versions under it")
+	} else {
+		done = append(done, fmt.Sprintf("rotated the cluster keyset and sealed %d secret versions under it", n))
+	}
 	if len(m.store.View().Cluster().SealedRootKey) > 0 {
 		todo = append(todo, "the evicted manager held the root CA key: treat the root as compromised and build a new cluster when you can")
 	}

@@ -61,7 +61,7 @@ func (m *Manager) leaderFacts(nodes []*api.Node, now time.Time) *api.LeaderFacts
 		}
 	}
 	for _, s := range m.NodeStates(managers) {
-		if s.Reachable {
+		if s.Reachable && s.Raft == "voter" {
 			f.ManagersReachable++
 		}
 		f.Managers = append(f.Managers, &api.ManagerLock{NodeId: s.NodeId, LockState: s.LockState, UnlockKeyId: s.UnlockKeyId, DekGeneration: s.DekGeneration})

@@ -147,6 +147,15 @@ func (c *cluster) leader(hosts ...*host) *host {
 	return found
 }
 
+// roles returns who leads of two hosts, and the other.
+func (c *cluster) roles(a, b *host) (leader, other *host) {
+	c.t.Helper()
+	if c.leader(a, b) == b {
+		return b, a
+	}
+	return a, b
+}
+
 // mint commits a token.
 func (c *cluster) mint(role api.Role, change func(*api.Token)) tokens.Token {
 	c.t.Helper()
@@ -174,8 +183,26 @@ func (c *cluster) propose(ops ...*api.Operation) *api.Result {
 	return res
 }
 
-// join admits a node through the join door; a manager is started.
+// join admits a node through the join door; a manager is started, and has its vote.
 func (c *cluster) join(role api.Role, name string) *host {
+	c.t.Helper()
+	h := c.admit(role, name)
+	if role == api.Role_ROLE_MANAGER {
+		await(c.t, name+" is a voter and ready", func() bool {
+			members, _ := c.first.m.store.Configuration()
+			for _, member := range members {
+				if member.ID == h.id {
+					return member.Voter && h.m.Ready()
+				}
+			}
+			return false
+		})
+	}
+	return h
+}
+
+// admit is join without the wait for the vote.
+func (c *cluster) admit(role api.Role, name string) *host {
 	c.t.Helper()
 	h := &host{address: newAddress(), key: must[crypto.Signer](c.t)(ca.NewKey())}
 	grant, err := join.Join(c.t.Context(), c.first.address, c.mint(role, nil), join.Request{Key: h.key, Hostname: name, Advertise: h.address}, nil)
@@ -187,15 +214,6 @@ func (c *cluster) join(role api.Role, name string) *host {
 	h.identity = must[ca.Identity](c.t)(ca.Read(must[*x509.Certificate](c.t)(x509.ParseCertificate(grant.Chain[0]))))
 	if role == api.Role_ROLE_MANAGER {
 		c.start(h, c.config(h, grant.Managers))
-		await(c.t, name+" is a voter and ready", func() bool {
-			members, _ := c.first.m.store.Configuration()
-			for _, member := range members {
-				if member.ID == h.id {
-					return member.Voter && h.m.Ready()
-				}
-			}
-			return false
-		})
 	}
 	return h
 }

@@ -66,6 +66,9 @@ type Manager struct {
 	live       *liveness
 	catching   flight
 	alarms     alarms
+	described  allowance // descriptions, while this manager leads
+	unfinished allowance // renewals that were not finished
+	clocks     *clocks
 	lease      lease
 	limiter    *join.Limiter
 	counts     counts
@@ -105,7 +108,8 @@ func storeConfig(cfg Config, t *rafttransport.Transport) store.Config {
 // Start opens the state and the port. The manager runs until Stop.
 func Start(cfg Config) (*Manager, error) {
 	m := &Manager{
-		cfg: cfg, logger: cfg.Logger, live: newLiveness(), limiter: join.NewLimiter(),
+		cfg: cfg, logger: cfg.Logger, live: newLiveness(), clocks: newClocks(), limiter: join.NewLimiter(),
+		described: allowance{burst: describeBurst, period: warden.DescribePeriod}, unfinished: allowance{burst: unfinishedBurst, period: unfinishedPeriod},
 		report: make(chan struct{}, 1), reconcile: make(chan struct{}, 1), lost: make(chan struct{}), done: make(chan struct{}),
 	}
 	listener, err := net.Listen("tcp", cfg.Listen)
@@ -115,12 +119,16 @@ func Start(cfg Config) (*Manager, error) {
 	}
 	m.transport = rafttransport.New(cfg.NodeID, m.dialRaft, cfg.Logger.With("part", "raft"))
 	m.transport.Refused = func(_ string, err error) { m.counts.refusal(warden.DoorRaft, err) }
-	m.store, err = store.Open(storeConfig(cfg, m.transport))
+	scfg := storeConfig(cfg, m.transport)
+	scfg.CommandTime = m.commandTime // asked of a leader only, which the store is not before it is open
+	m.transport.Now, m.transport.DialClock = m.clocks.time, m.dialClock
+	m.store, err = store.Open(scfg)
 	if err != nil {
 		listener.Close()
 		m.transport.Close()
 		return nil, warden.Wrap("opening the state in "+filepath.Clean(cfg.Dir), err)
 	}
+	m.transport.Beside = m.store.Follows
 	m.peers = newPeers(m)
 	m.dispatcher = dispatcher.New(dispatcher.Config{
 		NodeID: cfg.NodeID, Store: m.store, Open: m.openSecret, Issue: m.issue, Report: m.reportTasks, MayPush: m.mayPush,
@@ -258,8 +266,12 @@ func (m *Manager) lead(ctx context.Context) error {
 
 func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	ctx, cancel := context.WithCancel(ctx)
+	var asking sync.WaitGroup
+	defer asking.Wait()
 	defer cancel()
+	asking.Go(func() { m.askClocks(ctx) })
 	term := m.store.Term() // one run leads for one term: what it remembers is of no other
+	start := time.Now()
 	bctx, bcancel := context.WithTimeout(ctx, 10*time.Second)
 	err := m.store.Barrier(bctx)
 	bcancel()
@@ -273,7 +285,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	}
 	m.logger.Info("became leader", "term", term)
 	m.live.begin(time.Now())
-	m.lease.renew(time.Now())
+	m.lease.renew(start)
 	m.ready.Store(true)
 	m.askReport()
 	o := orchestrator.New(orchestrator.Config{
@@ -286,6 +298,7 @@ func (m *Manager) asLeader(ctx context.Context, changes <-chan struct{}) {
 	g.Go(func() error { return m.housekeeping(ctx) })
 	g.Go(func() error { m.live.run(ctx); return nil })
 	g.Go(func() error { m.resume(ctx); return nil })
+	g.Go(func() error { m.yield(ctx); return nil })
 	for m.store.IsLeader() && m.store.Term() == term && ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -420,11 +433,22 @@ func (m *Manager) manager(id string) (*api.ManagerInfo, error) {
 // dialRaft resolves a raft address, which is a node ID. A peer's key may have changed while this replica was down: it is
 // pinned for a leaf past its end, and otherwise ID and role decide, as on the door itself.
 func (m *Manager) dialRaft(ctx context.Context, id string) (net.Conn, error) {
+	return m.dial(ctx, id, false)
+}
+
+// dialClock is dialRaft for a question for the time: where this manager's clock is out, other managers' leaves may not be valid by it.
+func (m *Manager) dialClock(ctx context.Context, id string) (net.Conn, error) {
+	return m.dial(ctx, id, true)
+}
+
+func (m *Manager) dial(ctx context.Context, id string, anyTime bool) (net.Conn, error) {
 	i, err := m.manager(id)
 	if err != nil {
 		return nil, err
 	}
-	c, err := door.Dial(ctx, i.Address, warden.DoorRaft, m.cfg.Certificate(), Expect(m.cfg.Root, i, m.distrustedBytes(), true))
+	want := Expect(m.cfg.Root, i, m.distrustedBytes(), true)
+	want.AnyTime = anyTime
+	c, err := door.Dial(ctx, i.Address, warden.DoorRaft, m.cfg.Certificate(), want)
 	if err != nil {
 		return nil, err
 	}

@@ -68,7 +68,10 @@ func (m *Manager) follow(ctx context.Context) error {
 			}
 			m.logger.Info("added a manager to raft", "node_id", n.Id, "voter", false)
 		case n.EffectiveRole() == api.Role_ROLE_MANAGER && !member.Voter:
-			// A voter that can't answer would count against the quorum: it must have caught up, and just now.
+			// A voter that can't answer, or has another time, would count against the quorum: it must have caught up, and just now.
+			if !m.clocks.near(n.Id) {
+				continue
+			}
 			if r, ok := m.live.reported(n.Id); ok && time.Since(r.at) < warden.LeasePush && r.applied+promotionLag >= m.store.CommitIndex() {
 				if err := m.store.AddVoter(ctx, n.Id); err != nil {
 					return warden.Wrap("making "+n.Id+" a voter", err)
@@ -214,10 +217,8 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 		s.Liveness = m.liveness(id)
 		if c, ok := m.live.claim(id); ok {
 			s.SessionManager, s.SeenNs = c.manager, c.seen.UnixNano()
-			if c.skew.Abs() > warden.SkewWarn {
-				s.Message = m.skewed(c)
-			}
 		}
+		s.Message = m.skewed(id, s.Raft)
 		if a := m.live.alarm(id); a != "" {
 			s.Message = a
 		}
@@ -231,17 +232,52 @@ func (m *Manager) NodeStates(ids []string) []*api.NodeState {
 	return out
 }
 
-// skewed says how far a node's clock is from that of the manager that has its session: either may be out.
-func (m *Manager) skewed(c claim) string {
-	manager := c.manager
+// skewed says how far a node's clock is from this leader's or, where it is not known how far that one's is, from that of the manager which
+// has the node's session: either may be out. raft is the node's part in it, as in api.NodeState. Of the leader itself it says why there can
+// be no changes. "" where nothing is to be said.
+func (m *Manager) skewed(id, raft string) string {
+	if id == m.cfg.NodeID {
+		voters, err := m.voters()
+		if err == nil {
+			_, _, _, err = m.clocks.agreed(id, voters)
+		}
+		if err != nil {
+			return "changes are refused: " + err.Error()
+		}
+		return ""
+	}
+	skew, manager := m.ahead(id)
+	if skew.Abs() <= warden.SkewWarn {
+		return ""
+	}
 	if n := m.store.View().Node(manager); n != nil {
 		manager = n.GetHostname()
 	}
 	way := "ahead of"
-	if c.skew < 0 {
+	if skew < 0 {
 		way = "behind"
 	}
-	return fmt.Sprintf("its clock is %s %s that of manager %s", c.skew.Abs().Round(time.Second), way, manager)
+	said := fmt.Sprintf("its clock is %s %s that of manager %s", skew.Abs().Round(time.Second), way, manager)
+	if raft == "nonvoter" && skew.Abs() > warden.SkewMax {
+		said += ", and until they agree it gets no vote"
+	}
+	return said
+}
+
+// ahead returns how far a node's clock is ahead of this leader's. Where that is not known, not even through those that have sessions, it is
+// how far it is ahead of another manager's.
+func (m *Manager) ahead(id string) (skew time.Duration, of string) {
+	for range 3 { // the node, the manager that has its session, and the one that has that manager's
+		if d, known := m.clocks.skew(id); known || id == m.cfg.NodeID {
+			return skew + d, m.cfg.NodeID
+		}
+		c, ok := m.live.claim(id)
+		if !ok || time.Since(c.seen) > warden.NodeDownAfter {
+			break
+		}
+		skew, id = skew+c.skew, c.manager
+	}
+	return skew, id
 }
 
 // housekeeping removes what time has made useless, while this manager leads.

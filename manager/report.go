@@ -3,6 +3,7 @@ package manager
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -122,9 +123,6 @@ func (m *Manager) sync(ctx context.Context) error {
 // reportTo sends a report to the leader, which may be this manager.
 func (m *Manager) reportTo(ctx context.Context, req *api.ReportRequest) (*api.ReportReply, error) {
 	if m.store.IsLeader() {
-		if err := m.store.VerifyLeader(ctx); err != nil {
-			return nil, err
-		}
 		return m.takeReport(ctx, m.cfg.NodeID, req)
 	}
 	client, err := m.peers.leader()
@@ -135,40 +133,49 @@ func (m *Manager) reportTo(ctx context.Context, req *api.ReportRequest) (*api.Re
 	return reply, api.FromError(err)
 }
 
+// reportTasksMax bounds how long a leader may take for states of tasks. They are told again, and then perhaps another one.
+const reportTasksMax = 10 * time.Second
+
 // reportTasks is the dispatcher's Config.Report.
 func (m *Manager) reportTasks(ctx context.Context, reports []*api.NodeTaskReport) error {
+	ctx, cancel := context.WithTimeout(ctx, reportTasksMax)
+	defer cancel()
 	_, err := m.reportTo(ctx, &api.ReportRequest{AppliedIndex: m.store.AppliedIndex(), Tasks: reports, TimeNs: time.Now().UnixNano()})
 	return err
 }
 
 // takeReport is the leader's side: claims into memory, descriptions and task states into the log.
 func (m *Manager) takeReport(ctx context.Context, from string, req *api.ReportRequest) (*api.ReportReply, error) {
-	if !m.store.IsLeader() {
-		return nil, warden.Errorf(warden.CodeNotLeader, "taking a report", "node %s leads", m.store.Leader())
+	start := time.Now()
+	if err := m.store.Fresh(ctx); err != nil { // the reply extends a lease: it may not come from who was a leader
+		return nil, warden.Wrap("taking a report", err)
 	}
-	v := m.store.View()
-	lost := m.live.take(from, req, time.Now())
-	var ops []*api.Operation
-	for _, c := range req.Claims {
-		if c.Description == nil { // as the record says
-			continue
-		}
-		n := v.Node(c.NodeId)
-		if n == nil || proto.Equal(n.Description, c.Description) && n.Ip == c.Ip {
-			continue
-		}
-		ops = append(ops, &api.Operation{Of: &api.Operation_DescribeNode{DescribeNode: &api.DescribeNode{
-			NodeId: c.NodeId, Description: c.Description, Ip: c.Ip,
-		}}})
-	}
+	lost := m.live.take(from, req, start)
+	ops := m.describe(req.Claims, lost)
 	for _, t := range req.Tasks {
 		ops = append(ops, &api.Operation{Of: &api.Operation_ReportTask{ReportTask: &api.ReportTask{
 			NodeId: t.NodeId, TaskId: t.GetReport().GetTaskId(), Status: t.GetReport().GetStatus(),
 		}}})
 	}
-	for _, batch := range batches(ops) {
-		if _, err := m.store.Propose(ctx, m.systemCommand("report", batch...)); err != nil {
-			return nil, err
+	pctx := ctx
+	if len(req.Tasks) == 0 { // what nodes say of themselves comes again, and the lease of the manager that reports it does not wait for it
+		var cancel context.CancelFunc
+		pctx, cancel = context.WithTimeout(ctx, warden.ReportPeriod)
+		defer cancel()
+	}
+	for left := batches(ops); len(left) > 0; left = left[1:] {
+		if _, err := m.store.Propose(pctx, m.systemCommand("report", left[0]...)); err != nil {
+			for _, op := range slices.Concat(left...) { // an honest node does not pay for a leader that can commit nothing
+				if d := op.GetDescribeNode(); d != nil {
+					m.described.refund(d.NodeId)
+				}
+			}
+			refused := []warden.Code{warden.CodeClock, warden.CodeUnavailable, warden.CodeTimeout} // whatever the command is
+			if len(req.Tasks) > 0 || !m.store.IsLeader() || !slices.Contains(refused, warden.CodeOf(err)) {
+				return nil, err
+			}
+			m.logger.Debug("failed to store descriptions", "error", err)
+			break
 		}
 	}
 	if len(req.Tasks) == 0 { // what managers say of themselves

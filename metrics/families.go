@@ -160,7 +160,7 @@ var families = []family{
 				set(float64(l.NodesUnknown), "unknown")
 			}
 		}},
-	{name: "warden_leader_reachable_managers", help: "Managers that report to the leader, itself included.", kind: gauge, read: leader(func(l *api.LeaderFacts) float64 { return float64(l.ManagersReachable) })},
+	{name: "warden_leader_reachable_managers", help: "Managers with a vote that report to the leader, itself included.", kind: gauge, read: leader(func(l *api.LeaderFacts) float64 { return float64(l.ManagersReachable) })},
 	{name: "warden_leader_alarms", help: "Nodes that an alarm is raised about, on whichever manager.", kind: gauge, read: leader(func(l *api.LeaderFacts) float64 { return float64(l.Alarms) })},
 	{name: "warden_leader_manager_lock_state", help: "How each manager's own keys are, as it reported last: 1 for the present state.", kind: gauge, labels: []string{"node_id", "state"},
 		read: func(f *api.Facts, set func(float64, ...string)) {

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -16,8 +17,8 @@ import (
 	"warden/store/storetest"
 )
 
-// benchClients has that many callers make b.N writes together, each waiting for its own, and reports writes/s.
-func benchClients(b *testing.B, clients int, write func() error) {
+// benchClients has that many callers make b.N calls together, each waiting for its own, and reports unit.
+func benchClients(b *testing.B, clients int, unit string, call func() error) {
 	b.Helper()
 	var left atomic.Int64
 	left.Store(int64(b.N))
@@ -27,7 +28,7 @@ func benchClients(b *testing.B, clients int, write func() error) {
 	for range clients {
 		wg.Go(func() {
 			for left.Add(-1) >= 0 {
-				if err := write(); err != nil {
+				if err := call(); err != nil {
 					b.Error(err)
 					return
 				}
@@ -35,7 +36,7 @@ func benchClients(b *testing.B, clients int, write func() error) {
 		})
 	}
 	wg.Wait()
-	b.ReportMetric(float64(b.N)/time.Since(start).Seconds(), "writes/s")
+	b.ReportMetric(float64(b.N)/time.Since(start).Seconds(), unit)
 }
 
 // BenchmarkWrites commits commands of 1 KiB on three managers with real files and TLS over loopback, all in this process. store is all of it;
@@ -46,7 +47,7 @@ func BenchmarkWrites(b *testing.B) {
 		b.Run(fmt.Sprintf("store/%dclients", n), func(b *testing.B) {
 			leader := newPeers(b, 3).bootstrap(nil)
 			var turn atomic.Int64
-			benchClients(b, n, func() error {
+			benchClients(b, n, "writes/s", func() error {
 				_, err := leader.store.Propose(b.Context(), storetest.Command(describe(leader.id, fmt.Sprint(turn.Add(1)))))
 				return err
 			})
@@ -57,7 +58,32 @@ func BenchmarkWrites(b *testing.B) {
 			b.Run(fmt.Sprintf("%s/%dclients", map[bool]string{true: "sealed", false: "bare"}[sealed], n), func(b *testing.B) {
 				leader := newRafts(b, sealed)
 				data := bytes.Repeat([]byte("1"), 1024)
-				benchClients(b, n, func() error { return leader.Apply(data, 0).Error() })
+				benchClients(b, n, "writes/s", func() error { return leader.Apply(data, 0).Error() })
+			})
+		}
+	}
+}
+
+// BenchmarkReads asks a majority for the right to read, on three managers as BenchmarkWrites has them; idle, or beside 16 clients that write.
+func BenchmarkReads(b *testing.B) {
+	for _, beside := range []string{"idle", "writes"} {
+		for _, n := range []int{1, 16, 128} {
+			b.Run(fmt.Sprintf("%s/%dclients", beside, n), func(b *testing.B) {
+				leader := newPeers(b, 3).bootstrap(nil)
+				ctx, cancel := context.WithCancel(b.Context())
+				var writers sync.WaitGroup
+				defer writers.Wait()
+				defer cancel()
+				for w := range 16 {
+					if beside == "writes" {
+						writers.Go(func() {
+							for i := 0; ctx.Err() == nil; i++ {
+								leader.store.Propose(ctx, storetest.Command(describe(leader.id, fmt.Sprint(w, i))))
+							}
+						})
+					}
+				}
+				benchClients(b, n, "reads/s", func() error { return leader.store.Fresh(b.Context()) })
 			})
 		}
 	}

@@ -29,11 +29,17 @@ type cluster struct {
 	configs  map[string]store.Config
 	up       map[string]*store.Store
 	networks map[string]*raft.InmemTransport
+	between  func(id string, tr *raft.InmemTransport) store.Transport // nil: nothing is between a manager and its network
 }
 
 // newCluster bootstraps n managers with a vote each. change may alter each configuration.
 func newCluster(t *testing.T, n int, change func(*store.Config)) *cluster {
-	c := &cluster{t: t, id: warden.NewID(), configs: map[string]store.Config{}, up: map[string]*store.Store{}, networks: map[string]*raft.InmemTransport{}}
+	return newClusterOver(t, n, change, nil)
+}
+
+// newClusterOver is newCluster with something between managers and their network.
+func newClusterOver(t *testing.T, n int, change func(*store.Config), between func(id string, tr *raft.InmemTransport) store.Transport) *cluster {
+	c := &cluster{t: t, id: warden.NewID(), configs: map[string]store.Config{}, up: map[string]*store.Store{}, networks: map[string]*raft.InmemTransport{}, between: between}
 	for range n {
 		id := warden.NewID()
 		cfg := store.Config{ClusterID: c.id, NodeID: id, Logger: slog.New(slog.DiscardHandler)}
@@ -74,6 +80,9 @@ func (c *cluster) config(id string) store.Config {
 	_, tr := raft.NewInmemTransportWithTimeout(raft.ServerAddress(id), 5*time.Second)
 	c.networks[id] = tr
 	cfg.Transport = tr
+	if c.between != nil {
+		cfg.Transport = c.between(id, tr)
+	}
 	c.connect(id)
 	return cfg
 }

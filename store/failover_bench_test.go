@@ -236,7 +236,7 @@ func BenchmarkLoad(b *testing.B) {
 			}
 		}
 	})
-	benchClients(b, 128, work)
+	benchClients(b, 128, "writes/s", work)
 	close(stop)
 	wg.Wait()
 	if now := p.leader(); now != leader || leader.store.Term() != term {

@@ -17,7 +17,8 @@ import (
 const (
 	heartbeatDefault = 500 * time.Millisecond
 	snapshotsKept    = 2
-	appendEntriesMax = 128 // entries of one append, and of one write to the log, each at most warden.CommandBytes
+	appendEntriesMax = 128                  // entries of one append, and of one write to the log, each at most warden.CommandBytes
+	beatMax          = heartbeatDefault / 5 // until a proof of leadership is looked for again; regular heartbeats are no rarer
 	bootstrapTimeout = 15 * time.Second
 	handOverTimeout  = 2 * time.Second
 	lastSnapshotMin  = 1024 // entries since the last snapshot, for one to be taken before stopping
@@ -79,19 +80,20 @@ func Bootstrap(cfg Config, first *api.Command) (*Store, error) {
 // start starts raft and the goroutines of the store; it owns the stores from here on.
 func start(cfg Config, stores *Stores) (*Store, error) {
 	cfg.Logger = orDiscard(cfg.Logger)
-	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), done: make(chan struct{}), stopped: make(chan struct{}), nudge: make(chan struct{}, 1)}
+	s := &Store{cfg: cfg, logger: cfg.Logger, machine: newMachine(), done: make(chan struct{}), stopped: make(chan struct{}), nudge: make(chan struct{}, 1), witness: newWitness(cfg.Transport), beats: make(chan struct{}, 1)}
 	behind := *stores
 	stores = &behind
 	stores.Logs = newLogCache(&timedLogs{stores.Logs, &s.counts.appends})
 	s.stores = stores
 	var err error
-	s.raft, err = raft.NewRaft(raftConfig(cfg), s.machine, stores.Logs, stores.Stable, stores.Snapshots, cfg.Transport)
+	s.raft, err = raft.NewRaft(raftConfig(cfg), s.machine, stores.Logs, stores.Stable, stores.Snapshots, s.witness)
 	if err != nil {
 		stores.close()
 		return nil, warden.Wrap("starting raft", err)
 	}
 	s.wg.Go(s.observe())
 	s.wg.Go(s.nudgeLoop)
+	s.wg.Go(s.beatLoop)
 	return s, nil
 }
 

@@ -50,15 +50,17 @@ type Stores struct {
 // Config is what a store needs.
 type Config struct {
 	ClusterID, NodeID string
-	Dir               string         // holds the sealed log and snapshots
-	Sealer            Sealer         // of the node
-	Transport         raft.Transport // closed by Close where it is a raft.WithClose; its address is the node ID
+	Dir               string    // holds the sealed log and snapshots
+	Sealer            Sealer    // of the node
+	Transport         Transport // closed by Close; its address is the node ID
 	Logger            *slog.Logger
 	SnapshotThreshold uint64           // entries after which a snapshot is taken; 0: warden.SnapshotThreshold
 	TrailingLogs      uint64           // entries kept behind a snapshot; 0: warden.SnapshotTrailing
 	Heartbeat         time.Duration    // heartbeat and election timeout, and the leader's lease; 0: 500 ms
 	Now               func() time.Time // nil: time.Now
-	Stores            *Stores          // nil: sealed files in Dir. Tests keep them in memory.
+	// CommandTime returns the time of the next command, instead of Now, or refuses it. It may wait for ctx. nil: Now
+	CommandTime func(ctx context.Context) (time.Time, error)
+	Stores      *Stores // nil: sealed files in Dir. Tests keep them in memory.
 }
 
 // Store is one manager's replica. Safe for concurrent use.
@@ -68,6 +70,8 @@ type Store struct {
 	raft    *raft.Raft
 	machine *machine
 	stores  *Stores
+	witness *witness      // carries raft's calls
+	beats   chan struct{} // asks for heartbeats
 	done    chan struct{} // closed by Close; ends the goroutines
 	stopped chan struct{} // closed by Close once raft has stopped: it answers nothing any more
 	wg      sync.WaitGroup
@@ -75,6 +79,7 @@ type Store struct {
 
 	resealing sync.Mutex // held across Reseal; Close waits for it
 
+	ledTerm  atomic.Uint64 // in which this manager, leading, has applied all that was committed before
 	lastTime atomic.Int64  // newest command time proposed here
 	inFlight atomic.Int64  // proposals that wait for their commit
 	asked    atomic.Int64  // what raft was asked and has not answered, also where nobody waits for it any more
@@ -102,7 +107,7 @@ func (s *Store) Watch(kinds ...api.Kind) *Watcher { return s.machine.hub.watch(k
 // Propose commits the command and returns what applying it gave. Its time is set here; the command is not changed. Calls are
 // pipelined: no lock is held meanwhile. Where the rules refuse it, the result comes with the error that it says, and nothing was
 // changed. Errors beside those: CodeNotLeader, CodeClock, CodeTooLarge, CodeInvalid, CodeUnavailable (nothing was proposed),
-// CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe).
+// CodeTimeout (the outcome is unknown, and the same request ID makes trying again safe); those of Config.CommandTime.
 func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, error) {
 	const op = "proposing a command"
 	if s.closed() {
@@ -114,7 +119,7 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 	if err := checkCommand(cmd); err != nil {
 		return nil, err
 	}
-	t, err := s.stamp()
+	t, err := s.stamp(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -147,8 +152,14 @@ func (s *Store) Propose(ctx context.Context, cmd *api.Command) (*api.Result, err
 }
 
 // stamp returns the time of the next command: now, but never before one that was proposed or applied here.
-func (s *Store) stamp() (int64, error) {
-	now := s.now().UnixNano()
+func (s *Store) stamp(ctx context.Context) (int64, error) {
+	at, err := s.now(), error(nil)
+	if s.cfg.CommandTime != nil {
+		if at, err = s.cfg.CommandTime(ctx); err != nil {
+			return 0, warden.Wrap("refusing to propose", err)
+		}
+	}
+	now := at.UnixNano()
 	for {
 		proposed := s.lastTime.Load()
 		last := max(proposed, s.View().Time())
@@ -334,9 +345,13 @@ func (s *Store) ask(ctx context.Context, question func() raft.Future) error {
 		s.asked.Add(-1)
 		return raft.ErrRaftShutdown
 	}
-	f, answer := question(), make(chan error, 1)
-	go func() {
-		answer <- f.Error()
+	if ctx.Err() != nil {
+		s.asked.Add(-1)
+		return warden.Errorf(warden.CodeTimeout, "waiting for the managers", "%w; nothing was asked of them", ctx.Err())
+	}
+	answer := make(chan error, 1)
+	go func() { // raft takes some questions only between two writes to the disk
+		answer <- question().Error()
 		s.asked.Add(-1)
 	}()
 	select {

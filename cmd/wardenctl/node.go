@@ -91,13 +91,15 @@ func statesByID(states []*api.NodeState) map[string]*api.NodeState {
 	return byID
 }
 
-// managerStatus returns Docker's word, "" for a worker.
+// managerStatus returns Docker's word, "" for a worker. Reachable is who counts: a manager that has no vote yet is not.
 func managerStatus(n *api.Node, st *api.NodeState) string {
 	switch {
 	case n.EffectiveRole() != api.Role_ROLE_MANAGER:
 		return ""
 	case st.GetLeader():
 		return "Leader"
+	case st.GetReachable() && st.GetRaft() != "voter":
+		return "Nonvoter"
 	}
 	return title(reachability(st))
 }

@@ -282,3 +282,22 @@ func TestReasons(t *testing.T) {
 		t.Errorf("reasons = %q, want %q", got, want)
 	}
 }
+
+// TestManagerStatus: who is shown as reachable counts towards a majority.
+func TestManagerStatus(t *testing.T) {
+	manager := &api.Node{Role: api.Role_ROLE_MANAGER, DesiredRole: api.Role_ROLE_MANAGER}
+	for want, st := range map[string]*api.NodeState{
+		"Leader":      {Leader: true, Reachable: true, Raft: "voter"},
+		"Reachable":   {Reachable: true, Raft: "voter"},
+		"Nonvoter":    {Reachable: true, Raft: "nonvoter"},
+		"Unreachable": {Raft: "nonvoter"},
+	} {
+		if got := managerStatus(manager, st); got != want {
+			t.Errorf("managerStatus(%v) = %q, want %q", st, got, want)
+		}
+	}
+	worker := &api.Node{Role: api.Role_ROLE_WORKER, DesiredRole: api.Role_ROLE_WORKER}
+	if got := managerStatus(worker, &api.NodeState{Reachable: true, Raft: "voter"}); got != "" {
+		t.Errorf("a worker is shown as %q", got)
+	}
+}

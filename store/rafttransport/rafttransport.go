@@ -11,6 +11,9 @@
 //   - What raft would end the process over (a configuration that does not decode, an empty entry, a kind of entry of old
 //     versions) is refused likewise, and so is a call that is longer than any of ours.
 //
+// Beside raft's calls it carries one of our own, on connections that carry nothing else: what time it is (clock.go). Only here may it be
+// asked, since managers whose leaves are all past their end enter by this door alone, and must agree on a time before they can be renewed.
+//
 // Trust: an authenticated manager may say what it likes in raft's own terms, as raft trusts its members; it cannot say so in another's
 // name. Lengths within a call are bounded by what raft's decoder reads from the connection, and that by callBytesMax.
 //
@@ -19,10 +22,12 @@ package rafttransport
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,12 +49,22 @@ const (
 type Transport struct {
 	// Refused is told once of each connection that is ended for what came on it; nil: nobody is. Set it before the first Serve.
 	Refused func(nodeID string, err error)
+	// Beside reports whether a heartbeat of that term may be handled beside raft's loop, as raft v1.8 would have it of each. There it may
+	// change the term under the loop's feet: a leader that is about to append an entry would give it the term of its successor. So it
+	// should be a follower's of that term; others take their turn. nil: all may. Set it before the first Serve.
+	Beside func(term uint64) bool
+	// Now is what others are told who ask for the time, time.Now unless set. Set it before the first question.
+	Now func() time.Time
+	// DialClock dials for Clock, as New's dial unless set. Set it before the first Clock.
+	DialClock func(ctx context.Context, nodeID string) (net.Conn, error)
 
 	localID  string
 	callMax  int64 // callBytesMax, but in tests
 	logger   *slog.Logger
 	out      *raft.NetworkTransport // calls out; accepts nothing
-	stream   *dialer
+	fresh    *raft.NetworkTransport // as out, but keeps no connection for a later call
+	stream   *dialer                // of out
+	again    *dialer                // of fresh
 	consumer chan raft.RPC
 	closed   chan struct{}
 
@@ -69,21 +84,23 @@ var (
 // context. The goroutine that New starts ends with Close.
 func New(localID string, dial func(ctx context.Context, nodeID string) (net.Conn, error), logger *slog.Logger) *Transport {
 	t := &Transport{
+		Now: time.Now, DialClock: dial,
 		localID:  localID,
 		callMax:  callBytesMax,
 		logger:   logger,
 		stream:   newDialer(localID, dial),
+		again:    newDialer(localID, dial),
 		consumer: make(chan raft.RPC),
 		closed:   make(chan struct{}),
 	}
-	t.out = network(t.stream, logger)
+	t.out, t.fresh = network(t.stream, connsPerPeer, logger), network(t.again, 0, logger)
 	return t
 }
 
-// network returns raft's transport over s.
-func network(s raft.StreamLayer, logger *slog.Logger) *raft.NetworkTransport {
+// network returns raft's transport over s, which keeps some idle connections to each peer.
+func network(s raft.StreamLayer, idle int, logger *slog.Logger) *raft.NetworkTransport {
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: s, MaxPool: connsPerPeer, Timeout: Timeout, Logger: HCLog(logger), MsgpackUseNewTimeFormat: true,
+		Stream: s, MaxPool: idle, Timeout: Timeout, Logger: HCLog(logger), MsgpackUseNewTimeFormat: true,
 	})
 }
 
@@ -95,9 +112,10 @@ func (t *Transport) Close() error {
 		close(t.closed)
 	}
 	t.mu.Unlock()
-	err := t.out.Close()
+	err := errors.Join(t.out.Close(), t.fresh.Close())
 	t.out.CloseStreams()
 	t.stream.closeAll()
+	t.again.closeAll()
 	t.serving.Wait()
 	return err
 }
@@ -134,7 +152,21 @@ func (t *Transport) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddr
 	if err := target(id, addr); err != nil {
 		return nil, err
 	}
-	return t.out.AppendEntriesPipeline(id, addr)
+	p, err := t.out.AppendEntriesPipeline(id, addr)
+	if err != nil {
+		return nil, err
+	}
+	return pipeline{p}, nil
+}
+
+// pipeline ends itself where a call waits for longer than Timeout to be let in: raft v1.8 takes no answers any more once one had a newer
+// term, and would wait for ever, also as it shuts down.
+type pipeline struct{ raft.AppendPipeline }
+
+func (p pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	t := time.AfterFunc(Timeout, func() { p.Close() })
+	defer t.Stop()
+	return p.AppendPipeline.AppendEntries(req, resp)
 }
 
 // AppendEntries calls the server.
@@ -145,12 +177,22 @@ func (t *Transport) AppendEntries(id raft.ServerID, addr raft.ServerAddress, req
 	return t.out.AppendEntries(id, addr, req, resp)
 }
 
+// twice makes a call, and makes it again on a new connection where its own broke: a server that was restarted has closed those that are
+// kept idle here, and raft gives up a vote, or a hand-over, whose call fails. The server may get it twice.
+func (t *Transport) twice(call func(*raft.NetworkTransport) error) error {
+	err := call(t.out)
+	if errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) {
+		return call(t.fresh)
+	}
+	return err
+}
+
 // RequestVote calls the server.
 func (t *Transport) RequestVote(id raft.ServerID, addr raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
 	if err := target(id, addr); err != nil {
 		return err
 	}
-	return t.out.RequestVote(id, addr, req, resp)
+	return t.twice(func(n *raft.NetworkTransport) error { return n.RequestVote(id, addr, req, resp) })
 }
 
 // RequestPreVote calls the server. That there is such a method is what turns pre-votes on in raft.
@@ -158,7 +200,7 @@ func (t *Transport) RequestPreVote(id raft.ServerID, addr raft.ServerAddress, re
 	if err := target(id, addr); err != nil {
 		return err
 	}
-	return t.out.RequestPreVote(id, addr, req, resp)
+	return t.twice(func(n *raft.NetworkTransport) error { return n.RequestPreVote(id, addr, req, resp) })
 }
 
 // TimeoutNow calls the server.
@@ -166,7 +208,7 @@ func (t *Transport) TimeoutNow(id raft.ServerID, addr raft.ServerAddress, req *r
 	if err := target(id, addr); err != nil {
 		return err
 	}
-	return t.out.TimeoutNow(id, addr, req, resp)
+	return t.twice(func(n *raft.NetworkTransport) error { return n.TimeoutNow(id, addr, req, resp) })
 }
 
 // InstallSnapshot calls the server and streams data after the request.

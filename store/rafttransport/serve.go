@@ -3,6 +3,7 @@ package rafttransport
 import (
 	"bytes"
 	"net"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -22,8 +23,8 @@ func (t *Transport) Serve(conn net.Conn, peerID string) {
 	t.mu.Unlock()
 	defer t.serving.Done()
 
-	c := newInConn(conn, t.callMax)
-	in := network(inListener{c}, t.logger)
+	c := newInConn(conn, t.callMax, func() time.Time { return t.Now() })
+	in := network(inListener{c}, 0, t.logger)
 	defer in.Close()
 	s := &session{t: t, conn: c, peerID: peerID}
 	in.SetHeartbeatHandler(s.heartbeat)
@@ -69,12 +70,13 @@ func (s *session) forward(rpc raft.RPC) {
 	}
 }
 
-// heartbeat is the fast path: raft's transport calls it on its own goroutine, past the consumer.
+// heartbeat is the fast path: raft's transport calls it on its own goroutine, past the consumer. Only what Beside lets through stays there.
 func (s *session) heartbeat(rpc raft.RPC) {
 	s.t.mu.Lock()
 	f := s.t.heartbeat
 	s.t.mu.Unlock()
-	if f == nil {
+	beat, ok := rpc.Command.(*raft.AppendEntriesRequest)
+	if f == nil || !ok || s.t.Beside != nil && !s.t.Beside(beat.Term) {
 		s.forward(rpc)
 		return
 	}

@@ -40,9 +40,14 @@ func newDialer(localID string, dial func(ctx context.Context, nodeID string) (ne
 func (d *dialer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(d.ctx, timeout)
 	defer cancel()
-	conn, err := d.dial(ctx, string(address))
+	return d.connect(ctx, d.dial, string(address))
+}
+
+// connect dials the node. Close ends the connection, but not the dial.
+func (d *dialer) connect(ctx context.Context, dial func(ctx context.Context, nodeID string) (net.Conn, error), nodeID string) (net.Conn, error) {
+	conn, err := dial(ctx, nodeID)
 	if err != nil {
-		return nil, warden.Wrap("dialling manager "+string(address), err)
+		return nil, warden.Wrap("dialling manager "+nodeID, err)
 	}
 	c := &outConn{Conn: conn, d: d}
 	d.mu.Lock()
@@ -98,7 +103,9 @@ type inConn struct {
 
 	stopOnce, doneOnce sync.Once
 
-	callMax int64 // bytes of a call
+	callMax int64            // bytes of a call
+	now     func() time.Time // this node's, to tell
+	begun   bool             // the first byte was read; Read's alone
 
 	mu      sync.Mutex // guards all below; held for moments only
 	refused bool
@@ -106,8 +113,8 @@ type inConn struct {
 	broken  bool  // the connection itself failed, or ended
 }
 
-func newInConn(conn net.Conn, callMax int64) *inConn {
-	c := &inConn{Conn: conn, accept: make(chan net.Conn, 1), stop: make(chan struct{}), done: make(chan struct{}), callMax: callMax, left: callMax}
+func newInConn(conn net.Conn, callMax int64, now func() time.Time) *inConn {
+	c := &inConn{Conn: conn, accept: make(chan net.Conn, 1), stop: make(chan struct{}), done: make(chan struct{}), callMax: callMax, left: callMax, now: now}
 	c.accept <- c
 	return c
 }
@@ -155,7 +162,8 @@ func (c *inConn) ended() error {
 	return warden.Errorf(warden.CodeInvalid, op, "it does not decode")
 }
 
-// Read implements net.Conn.
+// Read implements net.Conn. A connection on which the other asks for the time is served in here, and seems to raft's transport to have
+// nothing on it.
 func (c *inConn) Read(b []byte) (int, error) {
 	c.mu.Lock()
 	refused, left := c.refused, c.left
@@ -163,7 +171,16 @@ func (c *inConn) Read(b []byte) (int, error) {
 	if refused || left <= 0 {
 		return 0, io.EOF
 	}
+	if !c.begun {
+		left = 1
+	}
 	n, err := c.Conn.Read(b[:min(int64(len(b)), left)])
+	if !c.begun && n == 1 && b[0] == clockCall {
+		if n, err = 0, c.tellTime(); err == nil {
+			return 0, io.EOF // something else came
+		}
+	}
+	c.begun = c.begun || n > 0
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.left -= int64(n)

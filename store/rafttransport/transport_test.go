@@ -11,6 +11,7 @@ import (
 	"net"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -424,5 +425,83 @@ func TestServeRefusesItself(t *testing.T) {
 	for _, peer := range []string{bob, ""} {
 		s := serve(t, peer)
 		wait(t, s.ended, "the end of the connection")
+	}
+}
+
+// TestPipelineThatNobodyReads: calls fail where raft does not take their answers any more, as after one with a newer term.
+func TestPipelineThatNobodyReads(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		mine, theirs := net.Pipe()
+		go io.Copy(io.Discard, theirs)
+		tr := rafttransport.New(carol, func(context.Context, string) (net.Conn, error) { return mine, nil }, slog.New(slog.DiscardHandler))
+		defer tr.Close()
+		p, err := tr.AppendEntriesPipeline(bob, bob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		for err == nil && time.Since(start) < time.Minute {
+			_, err = p.AppendEntries(heartbeat(header(carol)), new(raft.AppendEntriesResponse))
+		}
+		if d := time.Since(start); !errors.Is(err, raft.ErrPipelineShutdown) || d > 3*rafttransport.Timeout {
+			t.Errorf("after %s: %v", d, err)
+		}
+	})
+}
+
+// TestCallAfterARestart: a vote, and the call that hands leadership over, reach a manager that was restarted since the last one.
+func TestCallAfterARestart(t *testing.T) {
+	for _, kind := range []string{"vote", "pre-vote", "timeout now"} {
+		call := calls(header(alice))[kind]
+		if call == nil {
+			t.Fatalf("no call %q", kind)
+		}
+		conns := make(chan net.Conn, 2)
+		var running [2]*rafttransport.Transport
+		var a answer
+		for i := range running {
+			mine, theirs := pair(t)
+			conns <- mine
+			running[i] = rafttransport.New(bob, nobody, slog.New(slog.DiscardHandler))
+			a.start(t, running[i])
+			go running[i].Serve(theirs, alice)
+		}
+		tr := rafttransport.New(alice, func(context.Context, string) (net.Conn, error) {
+			select {
+			case c := <-conns:
+				return c, nil
+			default:
+				return nil, errors.New("dialled too often")
+			}
+		}, slog.New(slog.DiscardHandler))
+		if err := call(tr); err != nil {
+			t.Fatalf("%s: %v", kind, err)
+		}
+		running[0].Close() // as its process ends
+		if err := call(tr); err != nil {
+			t.Errorf("%s to a manager that was restarted: %v", kind, err)
+		}
+		tr.Close()
+		running[1].Close()
+	}
+}
+
+// TestHeartbeatsThatTakeTheirTurn: one that may change the term does not reach raft beside its loop.
+func TestHeartbeatsThatTakeTheirTurn(t *testing.T) {
+	s := serve(t, alice)
+	s.t.Beside = func(term uint64) bool { return term == 6 } // the calls are of term 7
+	var a answer
+	a.start(t, s.t)
+	call := caller(t, s.conn)
+	if err := calls(header(alice))["heartbeat"](call); err != nil {
+		t.Fatal(err)
+	}
+	older := heartbeat(header(alice))
+	older.Term = 6
+	if err := call.AppendEntries(bob, bob, older, &raft.AppendEntriesResponse{}); err != nil {
+		t.Fatal(err)
+	}
+	if consumed, beats := a.counts(); consumed != 1 || beats != 1 {
+		t.Errorf("consumed %d, on the fast path %d, want 1 of each", consumed, beats)
 	}
 }
