@@ -48,6 +48,7 @@ var may = map[string]string{
 	"daemon":               ". api agent autolock ca control door executor join manager policy tokens internal/courier internal/durable internal/sensitive internal/tally metrics",
 	"internal/testcluster": "",
 	"internal/leaktest":    "",
+	"internal/thief":       "api autolock ca join tokens internal/testcluster",
 	"e2e":                  "",
 	"fuzz":                 "",
 	"test/bed":             "internal/testcluster",

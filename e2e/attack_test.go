@@ -18,12 +18,13 @@ import (
 	"warden"
 	"warden/ca"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/join"
 	"warden/tokens"
 )
 
 // intruder joins a node with a key of its own and no daemon.
-func intruder(t *testing.T, at *testcluster.Host, token string) stolen {
+func intruder(t *testing.T, at *testcluster.Host, token string) thief.Member {
 	t.Helper()
 	tk, err := tokens.Parse(token)
 	if err != nil {
@@ -33,21 +34,18 @@ func intruder(t *testing.T, at *testcluster.Host, token string) stolen {
 	if err != nil {
 		t.Fatal(err)
 	}
-	g, err := join.Join(t.Context(), at.Address, tk, join.Request{Key: key, Hostname: "intruder"},
-		func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-		})
+	m, err := thief.Join("", at.Address, tk, join.Request{Key: key, Hostname: "intruder"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return stolen{nodeID: g.GetNodeId(), key: key, cert: &tls.Certificate{Certificate: g.GetChain(), PrivateKey: key}}
+	return m
 }
 
 // TestFloodOfSessions: whoever has a worker's key opens sessions as fast as it can, and fills each with frames that no node
 // sends. Others are still told what to run, and the manager keeps no more of it than of one node.
 func TestFloodOfSessions(t *testing.T) {
 	_, m, _ := newPair(t)
-	thief := intruder(t, m, m.Token("worker"))
+	flooder := intruder(t, m, m.Token("worker"))
 
 	const settings = "\x00\x00\x00\x04\x00\x00\x00\x00\x00" // an HTTP/2 server's first frame
 	floods := map[string]string{
@@ -69,7 +67,7 @@ func TestFloodOfSessions(t *testing.T) {
 		wg.Go(func() {
 			kind := i % len(kinds)
 			for ctx.Err() == nil {
-				conn, err := thief.dial(m.Address, warden.DoorNode)
+				conn, err := flooder.Dial(ctx, "", m.Address, warden.DoorNode)
 				if err != nil {
 					continue
 				}

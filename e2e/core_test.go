@@ -72,7 +72,7 @@ func newSix(t *testing.T, initArgs ...string) *six {
 	return c
 }
 
-// awaitVoters waits until n managers show as reachable or leading.
+// awaitVoters waits until n managers have a vote, and are reachable or lead.
 func (c *six) awaitVoters(t testing.TB, at *testcluster.Host, n int) {
 	t.Helper()
 	testcluster.Await(t, 40*time.Second, func() error {

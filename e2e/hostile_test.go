@@ -1,185 +1,20 @@
 package e2e
 
 import (
-	"context"
-	"crypto"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
-	"google.golang.org/grpc"
-
 	"warden"
-	"warden/api"
-	"warden/autolock"
-	"warden/ca"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/join"
 	"warden/tokens"
 )
-
-// stolen is what an attacker takes from a node's disk.
-type stolen struct {
-	nodeID, clusterID string
-	key               crypto.Signer
-	cert              *tls.Certificate
-	root              *x509.Certificate
-}
-
-// steal reads an unsealed key file, as root on the host can.
-func steal(t testing.TB, h *testcluster.Host) stolen {
-	t.Helper()
-	kf, err := autolock.ReadKeyFile(filepath.Join(h.State, "identity", "node.key"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	id, err := kf.Identity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := stolen{nodeID: id.NodeID, clusterID: id.ClusterID}
-	if err := id.Key.Use(func(der []byte) (err error) { s.key, err = ca.ParseKey(der); return err }); err != nil {
-		t.Fatal(err)
-	}
-	if s.root, err = x509.ParseCertificate(id.Chain[len(id.Chain)-1]); err != nil {
-		t.Fatal(err)
-	}
-	s.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: s.key}
-	return s
-}
-
-// dial does the handshake at a door, as far as the other side lets it, and reads the first byte: refusals show there. The
-// returned error is nil where the connection stays open without a byte until the deadline.
-func (s stolen) dial(address string, protocols ...string) (*tls.Conn, error) {
-	cfg := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, InsecureSkipVerify: true}
-	if s.cert != nil {
-		cfg.Certificates = []tls.Certificate{*s.cert}
-	}
-	return tls.DialWithDialer(&net.Dialer{Timeout: 5 * time.Second}, "tcp", address, cfg)
-}
-
-// refused reports the error that a door closes with, at the handshake or the first read.
-func (s stolen) refused(address string, protocols ...string) error {
-	conn, err := s.dial(address, protocols...)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	conn.SetReadDeadline(time.Now().Add(3 * time.Second))
-	_, err = conn.Read(make([]byte, 1))
-	if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
-		return nil
-	}
-	return err
-}
-
-// agent is a hostile agent: it answers heartbeats, takes whatever it is sent, and ignores the order to wipe.
-type hostileAgent struct {
-	api.UnimplementedSessionServer
-	mu      sync.Mutex
-	sets    int
-	secrets map[string]bool
-	evicts  int
-	order   []string // "set" or "evict", as they came
-}
-
-func (a *hostileAgent) Describe(context.Context, *api.DescribeRequest) (*api.DescribeReply, error) {
-	return &api.DescribeReply{TimeNs: time.Now().UnixNano(), Description: &api.NodeDescription{Hostname: "victim", Os: "linux", Arch: "amd64", NanoCpus: 2e9, MemoryBytes: 1 << 30}}, nil
-}
-
-func (a *hostileAgent) Assign(stream grpc.BidiStreamingServer[api.AssignmentSet, api.AssignmentAck]) error {
-	for {
-		set, err := stream.Recv()
-		if err != nil {
-			return err
-		}
-		a.mu.Lock()
-		a.sets++
-		a.order = append(a.order, "set")
-		for _, s := range set.PutSecrets {
-			a.secrets[string(s.Data)] = true
-		}
-		a.mu.Unlock()
-		if err := stream.Send(&api.AssignmentAck{Sequence: set.Sequence}); err != nil {
-			return err
-		}
-	}
-}
-
-func (a *hostileAgent) Watch(stream grpc.BidiStreamingServer[api.WatchRequest, api.WatchReply]) error {
-	for {
-		if _, err := stream.Recv(); err != nil {
-			return err
-		}
-		if err := stream.Send(&api.WatchReply{TimeNs: time.Now().UnixNano()}); err != nil {
-			return err
-		}
-	}
-}
-
-func (a *hostileAgent) Evict(context.Context, *api.EvictRequest) (*api.EvictReply, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.evicts++
-	a.order = append(a.order, "evict")
-	return nil, errors.New("no")
-}
-
-// serve runs a session over conn until it ends, and returns a channel that is closed then.
-func (a *hostileAgent) serve(conn net.Conn) <-chan struct{} {
-	done := make(chan struct{})
-	l := &oneConn{conn: conn, done: done}
-	s := grpc.NewServer()
-	api.RegisterSessionServer(s, a)
-	go s.Serve(l)
-	return done
-}
-
-// oneConn is a listener of one connection.
-type oneConn struct {
-	conn net.Conn
-	once sync.Once
-	gave bool
-	done chan struct{}
-	mu   sync.Mutex
-}
-
-func (l *oneConn) Accept() (net.Conn, error) {
-	l.mu.Lock()
-	if !l.gave {
-		l.gave = true
-		l.mu.Unlock()
-		return &watched{Conn: l.conn, l: l}, nil
-	}
-	l.mu.Unlock()
-	<-l.done
-	return nil, io.EOF
-}
-func (l *oneConn) Close() error   { return nil }
-func (l *oneConn) Addr() net.Addr { return l.conn.LocalAddr() }
-
-// watched tells when the other side has closed.
-type watched struct {
-	net.Conn
-	l *oneConn
-}
-
-func (w *watched) Read(p []byte) (int, error) {
-	n, err := w.Conn.Read(p)
-	if err != nil {
-		w.l.once.Do(func() { close(w.l.done) })
-	}
-	return n, err
-}
 
 // TestI4EvictionOfAHostileNode evicts a node whose key and agent are an attacker's: it keeps its connection and heartbeats,
 // ignores the order, dials every other manager, and tries to join with its old key.
@@ -193,26 +28,20 @@ func TestI4EvictionOfAHostileNode(t *testing.T) {
 	m.CtlIn("another", "secret", "create", "elsewhere", "-")
 
 	victim.Kill()
-	s := steal(t, victim)
-	agent := &hostileAgent{secrets: map[string]bool{}}
-	conn, err := s.dial(c.m[1].Address, warden.DoorNode)
+	s := thief.Steal(t, victim.State)
+	agent := thief.NewAgent()
+	conn, err := s.Dial(t.Context(), "", c.m[1].Address, warden.DoorNode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
-	closed := agent.serve(conn)
+	closed := agent.Serve(t, conn)
 	c.awaitReady(t, m, 4)
 	m.Ctl("service", "create", "--name", "app", "--secret", "password", "host", "sleep", "1000")
-	testcluster.Await(t, 20*time.Second, func() error {
-		agent.mu.Lock()
-		defer agent.mu.Unlock()
-		if !agent.secrets[canary] {
-			return errors.New("the agent was not sent the secret of its task")
-		}
-		if agent.secrets["another"] {
+	agent.Await(t, "the secret of its task", func(got thief.Got) bool {
+		if got.Secrets["another"] {
 			t.Fatal("the agent was sent a secret that no task of its needs") // I6
 		}
-		return nil
+		return got.Secrets[canary]
 	})
 
 	begin := time.Now()
@@ -226,33 +55,28 @@ func TestI4EvictionOfAHostileNode(t *testing.T) {
 	case <-time.After(10 * time.Second):
 		t.Fatal("the connection of the evicted node lives on")
 	}
-	agent.mu.Lock()
-	if agent.evicts != 1 || agent.order[len(agent.order)-1] != "evict" {
-		t.Errorf("the agent got %v, want one order to wipe as the last message", agent.order)
+	if got := agent.Got(); got.Evictions() != 1 || got.Calls[len(got.Calls)-1] != "evict" {
+		t.Errorf("the agent got %v, want one order to wipe as the last message", got.Calls)
 	}
-	agent.mu.Unlock()
-	if out := m.Ctl("node", "ls", "-q"); strings.Contains(out, s.nodeID) {
+	if out := m.Ctl("node", "ls", "-q"); strings.Contains(out, s.NodeID) {
 		t.Errorf("node ls shows the evicted node:\n%s", out)
 	}
 
 	// Every manager: nothing but the same order again, and the connection ends.
 	for i, h := range c.m {
-		again := &hostileAgent{secrets: map[string]bool{}}
-		conn, err := s.dial(h.Address, warden.DoorNode)
+		again := thief.NewAgent()
+		conn, err := s.Dial(t.Context(), "", h.Address, warden.DoorNode)
 		if err != nil {
 			t.Fatalf("manager %d: %v", i, err)
 		}
 		select {
-		case <-again.serve(conn):
+		case <-again.Serve(t, conn):
 		case <-time.After(10 * time.Second):
 			t.Fatalf("manager %d keeps the connection of an evicted node", i)
 		}
-		conn.Close()
-		again.mu.Lock()
-		if again.evicts != 1 || again.sets != 0 || len(again.secrets) != 0 {
-			t.Errorf("manager %d sent %v to an evicted node", i, again.order)
+		if got := again.Got(); len(got.Calls) != 1 || got.Evictions() != 1 {
+			t.Errorf("manager %d sent %v to an evicted node", i, got.Calls)
 		}
-		again.mu.Unlock()
 	}
 
 	// Its old key joins nothing, whatever token comes with it.
@@ -260,10 +84,7 @@ func TestI4EvictionOfAHostileNode(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = join.Join(t.Context(), c.m[2].Address, token2, join.Request{Key: s.key, Hostname: "victim", Advertise: ":2377"},
-		func(ctx context.Context, address string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, "tcp", address)
-		})
+	_, err = join.Join(t.Context(), c.m[2].Address, token2, join.Request{Key: s.Key, Hostname: "victim", Advertise: ":2377"}, thief.DialFrom(""))
 	if warden.CodeOf(err) != warden.CodeEvicted {
 		t.Errorf("joining with the key of an evicted node = %v, want [%s]", err, warden.CodeEvicted)
 	}
@@ -293,24 +114,24 @@ func TestDoors(t *testing.T) {
 	c.awaitVoters(t, m1, 2)
 	c.awaitReady(t, m1, 3)
 
-	worker, nobody := steal(t, w), stolen{}
-	manager := steal(t, m2)
+	worker, nobody := thief.Steal(t, w.State), thief.Member{}
+	manager := thief.Steal(t, m2.State)
 	for _, door := range []string{warden.DoorRaft, warden.DoorPeer, warden.DoorControl} {
-		if err := worker.refused(m1.Address, door); err == nil {
+		if err := worker.Refused(m1.Address, door); err == nil {
 			t.Errorf("a worker's certificate stays at %s", door)
 		}
-		if err := nobody.refused(m1.Address, door); err == nil {
+		if err := nobody.Refused(m1.Address, door); err == nil {
 			t.Errorf("no certificate stays at %s", door)
 		}
 	}
-	if err := manager.refused(m1.Address, warden.DoorControl); err == nil {
+	if err := manager.Refused(m1.Address, warden.DoorControl); err == nil {
 		t.Error("a manager's certificate stays at the control door")
 	}
-	if err := manager.refused(m1.Address, warden.DoorPeer); err != nil {
+	if err := manager.Refused(m1.Address, warden.DoorPeer); err != nil {
 		t.Errorf("a manager's certificate at the peer door = %v", err)
 	}
 	for _, protocols := range [][]string{nil, {"warden-nothing/1"}, {warden.DoorJoin, warden.DoorNode}, {"http/1.1"}} {
-		if err := worker.refused(m1.Address, protocols...); err == nil {
+		if err := worker.Refused(m1.Address, protocols...); err == nil {
 			t.Errorf("a client that offers %q stays", protocols)
 		}
 	}
@@ -318,7 +139,7 @@ func TestDoors(t *testing.T) {
 	c.m[0] = m1
 	m1.Ctl("node", "demote", "m2")
 	for _, door := range []string{warden.DoorRaft, warden.DoorPeer} {
-		if err := manager.refused(m1.Address, door); err == nil {
+		if err := manager.Refused(m1.Address, door); err == nil {
 			t.Errorf("the certificate of a demoted manager stays at %s", door)
 		}
 	}
@@ -335,7 +156,7 @@ func TestDoors(t *testing.T) {
 	c.awaitReady(t, m1, 3)
 	m1.Ctl("node", "promote", "m2")
 	c.awaitVoters(t, m1, 2)
-	if err := manager.refused(m1.Address, warden.DoorPeer); err == nil {
+	if err := manager.Refused(m1.Address, warden.DoorPeer); err == nil {
 		t.Error("a key from before the demotion is good again after the promotion")
 	}
 	testcluster.Await(t, 10*time.Second, func() error { // and it raised an alarm

@@ -12,6 +12,7 @@ import (
 
 	"warden"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 )
 
 // TestManagersComeAndGo grows a cluster to five managers, loses two, is refused what would lose the majority, and shrinks to
@@ -104,7 +105,7 @@ func TestEvictedManager(t *testing.T) {
 	c.awaitReady(t, m, 4)
 	m.CtlIn(canary, "secret", "create", "one", "-")
 	m.CtlIn("another", "secret", "create", "two", "-")
-	stolenKey := steal(t, c.m[2])
+	stolenKey := thief.Steal(t, c.m[2].State)
 	issuer := leaf(t, w).AuthorityKeyId
 
 	out := m.Ctl("node", "rm", "--force", "--compromised", "m3")
@@ -115,7 +116,7 @@ func TestEvictedManager(t *testing.T) {
 	}
 	for _, h := range c.m[:2] {
 		for _, door := range []string{warden.DoorRaft, warden.DoorPeer, warden.DoorControl} {
-			if err := stolenKey.refused(h.Address, door); err == nil {
+			if err := stolenKey.Refused(h.Address, door); err == nil {
 				t.Errorf("the certificate of the evicted manager stays at %s of %s", door, h.Name)
 			}
 		}
@@ -150,7 +151,7 @@ func TestEvictionReachesAFollowerThatWasDown(t *testing.T) {
 	victim.Join(m.Token("worker"), m)
 	c.awaitReady(t, m, 4)
 	victim.Kill()
-	s := steal(t, victim)
+	s := thief.Steal(t, victim.State)
 	c.m[2].Kill()
 	m.Ctl("node", "rm", "--force", "victim")
 	// Enough commands that the log which the follower lacks is compacted away (the test build compacts early).
@@ -175,21 +176,18 @@ func TestEvictionReachesAFollowerThatWasDown(t *testing.T) {
 		}
 		return nil
 	})
-	agent := &hostileAgent{secrets: map[string]bool{}}
+	agent := thief.NewAgent()
 	var conn *tls.Conn
 	testcluster.Await(t, 20*time.Second, func() (err error) { // shut until it has caught up
-		conn, err = s.dial(c.m[2].Address, warden.DoorNode)
+		conn, err = s.Dial(t.Context(), "", c.m[2].Address, warden.DoorNode)
 		return err
 	})
-	defer conn.Close()
 	select {
-	case <-agent.serve(conn):
+	case <-agent.Serve(t, conn):
 	case <-time.After(10 * time.Second):
 		t.Fatal("the follower keeps the connection of a node that was evicted while it was down")
 	}
-	agent.mu.Lock()
-	defer agent.mu.Unlock()
-	if agent.evicts != 1 || agent.sets != 0 {
-		t.Errorf("the follower sent %v to an evicted node", agent.order)
+	if got := agent.Got(); len(got.Calls) != 1 || got.Evictions() != 1 {
+		t.Errorf("the follower sent %v to an evicted node", got.Calls)
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"warden"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 )
 
 // freePort returns an address on loopback that nobody listens on.
@@ -162,12 +163,12 @@ func TestMetrics(t *testing.T) {
 	if _, stderr, code := late.Try("swarm", "join", "--token", withSecretOf(t, good, m1.Token("manager")), m1.Address); code == 0 {
 		t.Fatalf("a wrong secret joined: %s", stderr)
 	}
-	stolen, manager := steal(t, w), steal(t, m2)
-	if stolen.refused(m1.Address, warden.DoorPeer) == nil || stolen.refused(m1.Address, "http/1.1") == nil {
+	stolen, manager := thief.Steal(t, w.State), thief.Steal(t, m2.State)
+	if stolen.Refused(m1.Address, warden.DoorPeer) == nil || stolen.Refused(m1.Address, "http/1.1") == nil {
 		t.Fatal("a worker's certificate stays")
 	}
 	m1.Ctl("node", "demote", "m2")
-	if manager.refused(m1.Address, warden.DoorRaft) == nil {
+	if manager.Refused(m1.Address, warden.DoorRaft) == nil {
 		t.Fatal("a demoted manager's certificate stays")
 	}
 	testcluster.Await(t, 20*time.Second, func() error { // who is refused may know it before it is counted

@@ -1,9 +1,6 @@
 package adversary
 
 import (
-	"context"
-	"crypto"
-	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
@@ -21,10 +18,9 @@ import (
 	"time"
 
 	"warden"
-	"warden/api"
-	"warden/autolock"
 	"warden/ca"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/join"
 	"warden/tokens"
 )
@@ -267,46 +263,19 @@ func repeatable(err error) bool {
 }
 
 // join joins a node with a key of its own and no daemon, from an address of its own.
-func (a *arena) join(from string, token tokens.Token, hostname string) (member, error) {
+func (a *arena) join(from string, token tokens.Token, hostname string) (thief.Member, error) {
 	key, err := ca.NewKey()
 	if err != nil {
-		return member{}, err
+		return thief.Member{}, err
 	}
-	return a.joinWith(from, token, join.Request{Key: key, Hostname: hostname})
-}
-
-// joinWith is join by a request; it is repeated where a flood took the place of the handshake, as a joiner does.
-func (a *arena) joinWith(from string, token tokens.Token, req join.Request) (m member, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
-	defer cancel()
-	for {
-		var g *api.JoinGrant
-		if g, err = join.Join(ctx, a.m[0].Address, token, req, dialFrom(from)); err == nil {
-			m = member{nodeID: g.NodeId, clusterID: g.ClusterId, key: req.Key, cert: &tls.Certificate{Certificate: g.Chain, PrivateKey: req.Key}}
-			m.root, err = x509.ParseCertificate(g.Chain[len(g.Chain)-1])
-			return m, err
-		}
-		if !api.Transient(err) || ctx.Err() != nil {
-			return m, err
-		}
-	}
-}
-
-func dialFrom(from string) func(context.Context, string) (net.Conn, error) {
-	return func(ctx context.Context, addr string) (net.Conn, error) {
-		d := net.Dialer{Timeout: 10 * time.Second}
-		if from != "" {
-			d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(from)}
-		}
-		return d.DialContext(ctx, "tcp", addr)
-	}
+	return thief.Join(from, a.m[0].Address, token, join.Request{Key: key, Hostname: hostname})
 }
 
 // flood is one way to attack a port: intruder says what each is.
 type flood struct {
 	kind string
-	n    int     // connections
-	as   *member // nil: nobody
+	n    int           // connections
+	as   *thief.Member // nil: nobody
 	// counted is how the attacked manager counts it: door and code, at least so often.
 	door string
 	code warden.Code
@@ -333,7 +302,7 @@ func (a *arena) attack(t *testing.T, growthMax int, floods ...flood) {
 	for _, f := range floods {
 		args := []string{"flood", f.kind, m.Address, fmt.Sprint(f.n)}
 		if f.as != nil {
-			args = append(args, f.as.file(t))
+			args = append(args, keyFile(t, *f.as))
 		}
 		running = append(running, intrude(t, args...))
 	}
@@ -414,92 +383,14 @@ func (a *arena) alive(t *testing.T) {
 	}
 }
 
-// member is what an attacker has of a node.
-type member struct {
-	nodeID, clusterID string
-	key               crypto.Signer
-	cert              *tls.Certificate // nil: none
-	root              *x509.Certificate
-}
-
-// steal reads an unsealed key file, as root on the host can.
-func steal(t testing.TB, h *testcluster.Host) member {
+// keyFile writes a member's key and chain for an intruder.
+func keyFile(t testing.TB, m thief.Member) string {
 	t.Helper()
-	kf, err := autolock.ReadKeyFile(filepath.Join(h.State, "identity", "node.key"))
+	der, err := x509.MarshalPKCS8PrivateKey(m.Key)
 	if err != nil {
 		t.Fatal(err)
 	}
-	id, err := kf.Identity()
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := member{nodeID: id.NodeID, clusterID: id.ClusterID}
-	if err := id.Key.Use(func(der []byte) (err error) { s.key, err = ca.ParseKey(der); return err }); err != nil {
-		t.Fatal(err)
-	}
-	if s.root, err = x509.ParseCertificate(id.Chain[len(id.Chain)-1]); err != nil {
-		t.Fatal(err)
-	}
-	s.cert = &tls.Certificate{Certificate: id.Chain, PrivateKey: s.key}
-	return s
-}
-
-// config is a TLS client's that trusts anybody.
-func (s member) config(protocols ...string) *tls.Config {
-	cfg := &tls.Config{NextProtos: protocols, InsecureSkipVerify: true}
-	if s.cert != nil {
-		cfg.Certificates = []tls.Certificate{*s.cert}
-	}
-	return cfg
-}
-
-// dial shakes hands at a door, from an address of its own if from names one.
-func (s member) dial(ctx context.Context, from, address string, protocols ...string) (*tls.Conn, error) {
-	raw, err := dialFrom(from)(ctx, address)
-	if err != nil {
-		return nil, err
-	}
-	conn := tls.Client(raw, s.config(protocols...))
-	if err := conn.HandshakeContext(ctx); err != nil {
-		raw.Close()
-		return nil, err
-	}
-	return conn, nil
-}
-
-// refused returns why a door does not keep the connection: nil where it does for a second.
-func (s member) refused(address string, protocols ...string) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	conn, err := s.dial(ctx, "", address, protocols...)
-	if err != nil {
-		return err
-	}
-	defer conn.Close()
-	return ended(conn, time.Second)
-}
-
-// ended returns what a connection ended with, nil where it did not within limit.
-func ended(conn net.Conn, limit time.Duration) error {
-	conn.SetReadDeadline(time.Now().Add(limit))
-	for buf := make([]byte, 4096); ; {
-		if _, err := conn.Read(buf); err != nil {
-			if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
-				return nil
-			}
-			return err
-		}
-	}
-}
-
-// file writes the member's key and chain for an intruder.
-func (s member) file(t testing.TB) string {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(s.key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := json.Marshal(map[string]any{"Chain": s.cert.Certificate, "Key": der})
+	b, err := json.Marshal(map[string]any{"Chain": m.Cert.Certificate, "Key": der})
 	if err != nil {
 		t.Fatal(err)
 	}

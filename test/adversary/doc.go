@@ -10,6 +10,7 @@
 //	man in the middle at join                        TestAdversaries/ManInTheMiddle, join TestRelayInTheMiddle                    join unknown-token where it reaches a manager
 //	reports other nodes' tasks                       TestAdversaries/OtherNodesTasks, dispatcher TestReportsOfOthers              node denied
 //	claims another zone, label, host name or ID      TestAdversaries/AnotherZoneLabelOrID                                         node unauthentic; what a node says of itself is not refused, but not believed
+//	describes itself anew with each session          TestAdversaries/Descriptions, manager TestDescriptionsCostTheLogLittle      node limited
 //	holds connections after its eviction             TestAdversaries/HeldAfterEviction, e2e TestI4EvictionOfAHostileNode          node evicted
 //	demoted manager, old certificate, every door     TestAdversaries/DemotedManager, e2e TestDoors                                peer, raft, control wrong-role
 //	10,000 half-open connections                     TestAdversaries/Floods/HalfOpen                                              none unavailable

@@ -32,6 +32,7 @@ import (
 	"warden/ca"
 	"warden/door"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/join"
 	"warden/store/rafttransport"
 	"warden/tokens"
@@ -58,6 +59,7 @@ func TestAdversaries(t *testing.T) {
 	t.Run("ManInTheMiddle", a.manInTheMiddle)
 	t.Run("OtherNodesTasks", a.otherNodesTasks)
 	t.Run("AnotherZoneLabelOrID", a.claims)
+	t.Run("Descriptions", a.descriptions)
 	t.Run("HeldAfterEviction", a.heldAfterEviction)
 	t.Run("OnTheNode", a.onTheNode)
 	t.Run("Floods", a.floods)
@@ -114,7 +116,7 @@ func (a *arena) ask(t testing.TB, conn *tls.Conn, frame []byte) *api.JoinReply {
 // knock shakes hands at the join door.
 func (a *arena) knock(t testing.TB, from string) *tls.Conn {
 	t.Helper()
-	conn, err := member{}.dial(t.Context(), from, a.m[0].Address, warden.DoorJoin)
+	conn, err := thief.Member{}.Dial(t.Context(), from, a.m[0].Address, warden.DoorJoin)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -141,13 +143,13 @@ func boastful(t testing.TB, key *ecdsa.PrivateKey, clusterID, nodeID string) []b
 // where it was not meant for.
 func (a *arena) stolenTokens(t *testing.T) {
 	m := a.m[0]
-	w1 := steal(t, a.w[0])
+	w1 := thief.Steal(t, a.w[0].State)
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn := a.knock(t, "")
-	r := request(t, conn, a.token, boastful(t, key, w1.clusterID, w1.nodeID))
+	r := request(t, conn, a.token, boastful(t, key, w1.ClusterID, w1.NodeID))
 	r.Advertise = "127.0.0.1:2377" // as managers say
 	reply := a.ask(t, conn, frameOf(t, r))
 	var grant api.JoinGrant
@@ -159,13 +161,13 @@ func (a *arena) stolenTokens(t *testing.T) {
 		t.Fatal(err)
 	}
 	id, err := ca.Read(leaf)
-	if err != nil || id.Role != ca.RoleWorker || id.Zone != warden.DefaultZone || id.NodeID == w1.nodeID || len(leaf.DNSNames) != 0 || grant.Role != api.Role_ROLE_WORKER {
+	if err != nil || id.Role != ca.RoleWorker || id.Zone != warden.DefaultZone || id.NodeID == w1.NodeID || len(leaf.DNSNames) != 0 || grant.Role != api.Role_ROLE_WORKER {
 		t.Errorf("a worker's token gave the leaf of %+v, %v", id, err)
 	}
-	thief := member{nodeID: id.NodeID, key: key, cert: &tls.Certificate{Certificate: grant.Chain, PrivateKey: key}}
+	rogue := thief.Member{NodeID: id.NodeID, Key: key, Cert: &tls.Certificate{Certificate: grant.Chain, PrivateKey: key}}
 	for door, word := range map[string]string{warden.DoorPeer: "peer", warden.DoorRaft: "raft", warden.DoorControl: "control"} {
 		before := a.refusals(m, word, warden.CodeWrongRole)
-		if thief.refused(m.Address, door) == nil {
+		if rogue.Refused(m.Address, door) == nil {
 			t.Errorf("a worker stays at %s", door)
 		}
 		a.counted(t, m, word, warden.CodeWrongRole, before, 1)
@@ -214,14 +216,14 @@ func (a *arena) replayedJoin(t *testing.T) {
 	wire := &recording{}
 	req := join.Request{Key: key, Hostname: "overheard"}
 	if _, err := join.Join(t.Context(), m.Address, a.token, req, func(ctx context.Context, addr string) (net.Conn, error) {
-		c, err := dialFrom("")(ctx, addr)
+		c, err := thief.DialFrom("")(ctx, addr)
 		wire.Conn = c
 		return wire, err
 	}); err != nil {
 		t.Fatal(err)
 	}
 	before, was := nodes(), a.refusals(m, "join", warden.CodeUnauthentic)
-	raw, err := dialFrom("")(t.Context(), m.Address)
+	raw, err := thief.DialFrom("")(t.Context(), m.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +231,7 @@ func (a *arena) replayedJoin(t *testing.T) {
 	if _, err := raw.Write(wire.sent.Bytes()); err != nil {
 		t.Fatal(err)
 	}
-	if ended(raw, 20*time.Second) == nil {
+	if thief.Ended(raw, 20*time.Second) == nil {
 		t.Error("the replay of a join's bytes stays")
 	}
 	a.counted(t, m, "join", warden.CodeUnauthentic, was, 1)
@@ -310,7 +312,7 @@ func (a *arena) manInTheMiddle(t *testing.T) {
 	m, late := a.m[0], a.Host("late")
 	token := m.Token("worker")
 	stranger := selfSigned(t)
-	worker, manager := steal(t, a.w[0]), steal(t, a.m[2])
+	worker, manager := thief.Steal(t, a.w[0].State), thief.Steal(t, a.m[2].State)
 	passOn := func(b []byte) []byte {
 		conn := a.knock(t, "")
 		conn.SetDeadline(time.Now().Add(5 * time.Second))
@@ -319,7 +321,7 @@ func (a *arena) manInTheMiddle(t *testing.T) {
 		return reply
 	}
 	forge := func([]byte) []byte {
-		grant, _ := proto.Marshal(&api.JoinGrant{ClusterId: manager.clusterID, NodeId: warden.NewID(), Chain: manager.cert.Certificate, Role: api.Role_ROLE_MANAGER, Zone: "pci"})
+		grant, _ := proto.Marshal(&api.JoinGrant{ClusterId: manager.ClusterID, NodeId: warden.NewID(), Chain: manager.Cert.Certificate, Role: api.Role_ROLE_MANAGER, Zone: "pci"})
 		b, _ := proto.Marshal(&api.JoinReply{Grant: grant, Mac: make([]byte, 32)})
 		return append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)
 	}
@@ -331,10 +333,10 @@ func (a *arena) manInTheMiddle(t *testing.T) {
 		silent bool // the joiner says nothing
 	}{
 		{"a stranger", &middle{cert: stranger}, warden.CodeWrongRoot, true},
-		{"a stranger with the root beside", &middle{cert: &tls.Certificate{Certificate: append(stranger.Certificate[:1:1], manager.cert.Certificate[1:]...), PrivateKey: stranger.PrivateKey}}, warden.CodeUnauthentic, true},
-		{"a worker", &middle{cert: worker.cert}, warden.CodeWrongRole, true},
-		{"who stole a manager's key, and passes on", &middle{cert: manager.cert, answer: passOn}, warden.CodeUnknownToken, false},
-		{"who stole a manager's key, and answers", &middle{cert: manager.cert, answer: forge}, warden.CodeUnauthentic, false},
+		{"a stranger with the root beside", &middle{cert: &tls.Certificate{Certificate: append(stranger.Certificate[:1:1], manager.Cert.Certificate[1:]...), PrivateKey: stranger.PrivateKey}}, warden.CodeUnauthentic, true},
+		{"a worker", &middle{cert: worker.Cert}, warden.CodeWrongRole, true},
+		{"who stole a manager's key, and passes on", &middle{cert: manager.Cert, answer: passOn}, warden.CodeUnknownToken, false},
+		{"who stole a manager's key, and answers", &middle{cert: manager.Cert, answer: forge}, warden.CodeUnauthentic, false},
 	} {
 		at := c.middle.listen(t)
 		_, stderr, code := late.Try("swarm", "join", "--token", token, at)
@@ -373,17 +375,17 @@ func selfSigned(t testing.TB) *tls.Certificate {
 }
 
 // session joins a thief and runs its agent at the attacked manager.
-func (a *arena) session(t *testing.T, name string, ag *agent) (member, <-chan struct{}) {
+func (a *arena) session(t *testing.T, name string, ag *thief.Agent) (thief.Member, <-chan struct{}) {
 	t.Helper()
-	thief, err := a.join("", a.token, name)
+	rogue, err := a.join("", a.token, name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := thief.dial(t.Context(), "", a.m[0].Address, warden.DoorNode)
+	conn, err := rogue.Dial(t.Context(), "", a.m[0].Address, warden.DoorNode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return thief, ag.serve(t, conn)
+	return rogue, ag.Serve(t, conn)
 }
 
 func (a *arena) awaitRunning(t testing.TB, service string) (taskID string) {
@@ -405,9 +407,9 @@ func (a *arena) otherNodesTasks(t *testing.T) {
 	m := a.m[0]
 	id := a.awaitRunning(t, "target")
 	before := a.refusals(m, "node", warden.CodeDenied)
-	ag := newAgent()
+	ag := thief.NewAgent()
 	for _, s := range []api.TaskState{api.TaskState_TASK_FAILED, api.TaskState_TASK_COMPLETE, api.TaskState_TASK_REJECTED, api.TaskState_TASK_SHUTDOWN} {
-		ag.reports = append(ag.reports, &api.TaskReport{TaskId: id, Status: &api.TaskStatus{State: s, Error: "lie", TimeNs: time.Now().UnixNano()}})
+		ag.Reports = append(ag.Reports, &api.TaskReport{TaskId: id, Status: &api.TaskStatus{State: s, Error: "lie", TimeNs: time.Now().UnixNano()}})
 	}
 	a.session(t, "gossip", ag)
 	a.counted(t, m, "node", warden.CodeDenied, before, 4)
@@ -423,20 +425,20 @@ func (a *arena) otherNodesTasks(t *testing.T) {
 // claims: a worker says of itself that it is another, elsewhere, and has what attracts tasks.
 func (a *arena) claims(t *testing.T) {
 	m := a.m[0]
-	w1 := steal(t, a.w[0])
+	w1 := thief.Steal(t, a.w[0].State)
 	m.CtlIn("for-pci", "secret", "create", "--zone", "pci", "pci-secret", "-")
 	m.CtlIn("for-w1", "secret", "create", "w1-secret", "-")
 	m.CtlIn("for-labelled", "secret", "create", "label-secret", "-")
-	ag := newAgent()
-	ag.says = &api.NodeDescription{Hostname: "w1", Os: "linux", Arch: "amd64", NanoCpus: 64e9, MemoryBytes: 1 << 40,
+	ag := thief.NewAgent()
+	ag.Says = &api.NodeDescription{Hostname: "w1", Os: "linux", Arch: "amd64", NanoCpus: 64e9, MemoryBytes: 1 << 40,
 		EngineLabels: map[string]string{"zone": "pci", "node.zone": "pci", "trusted": "yes", "node.labels.trusted": "yes", "node.role": "manager"}}
-	thief, _ := a.session(t, "pretender", ag)
-	ag.await(t, "its session", func() bool { return true })
+	rogue, _ := a.session(t, "pretender", ag)
+	ag.Await(t, "its session", func(thief.Got) bool { return true })
 	m.Ctl("service", "create", "--name", "in-pci", "--zone", "pci", "--secret", "pci-secret", "host", "sleep", "1000")
 	m.Ctl("service", "create", "--name", "on-w1", "--constraint", "node.hostname==w1", "--replicas", "3", "--secret", "w1-secret", "host", "sleep", "1000")
 	m.Ctl("service", "create", "--name", "labelled", "--constraint", "node.labels.trusted==yes", "--secret", "label-secret", "host", "sleep", "1000")
 	m.Ctl("service", "create", "--name", "bait", "--constraint", "engine.labels.trusted==yes", "host", "sleep", "1000")
-	ag.await(t, "the bait, which engine labels attract: so it could have had the others", func() bool { return len(ag.tasks) > 0 })
+	ag.Await(t, "the bait, which engine labels attract: so it could have had the others", func(g thief.Got) bool { return len(g.Tasks) > 0 })
 	testcluster.Await(t, 30*time.Second, func() error {
 		if out := m.Ctl("service", "ps", "on-w1", "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 3 {
 			return errors.New(out)
@@ -445,25 +447,23 @@ func (a *arena) claims(t *testing.T) {
 	})
 	a.still(t)
 	for _, secret := range []string{"for-pci", "for-w1", "for-labelled"} {
-		if ag.has(secret) {
+		if ag.Got().Secrets[secret] {
 			t.Errorf("the pretender was sent the secret %s", secret)
 		}
 	}
-	ag.mu.Lock()
-	if n := len(ag.tasks); n != 1 {
+	if n := len(ag.Got().Tasks); n != 1 {
 		t.Errorf("the pretender was assigned %d tasks, want the bait alone", n)
 	}
-	ag.mu.Unlock()
-	if out := m.Ctl("node", "ls", "--format", "{{.ID}} {{.Hostname}}", "--no-trunc"); !strings.Contains(out, thief.nodeID+" pretender") {
+	if out := m.Ctl("node", "ls", "--format", "{{.ID}} {{.Hostname}}", "--no-trunc"); !strings.Contains(out, rogue.NodeID+" pretender") {
 		t.Errorf("node ls =\n%s\nwant the pretender under the name that it joined with", out)
 	}
 
 	// A joiner chooses its host name, also one that is taken: what must go to one node names its ID, or a label.
-	namesake := newAgent()
+	namesake := thief.NewAgent()
 	second, _ := a.session(t, "w1", namesake)
-	m.Ctl("node", "update", "--label-add", "trusted=yes", w1.nodeID)
+	m.Ctl("node", "update", "--label-add", "trusted=yes", w1.NodeID)
 	m.Ctl("service", "scale", "labelled=4")
-	m.Ctl("service", "create", "--name", "by-id", "--constraint", "node.id=="+w1.nodeID, "--replicas", "4", "--secret", "w1-secret", "host", "sleep", "1000")
+	m.Ctl("service", "create", "--name", "by-id", "--constraint", "node.id=="+w1.NodeID, "--replicas", "4", "--secret", "w1-secret", "host", "sleep", "1000")
 	testcluster.Await(t, 30*time.Second, func() error {
 		for _, service := range []string{"by-id", "labelled"} {
 			if out := m.Ctl("service", "ps", service, "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 4 {
@@ -473,15 +473,15 @@ func (a *arena) claims(t *testing.T) {
 		return nil
 	})
 	for _, secret := range []string{"for-w1", "for-labelled"} {
-		if namesake.has(secret) || ag.has(secret) {
+		if namesake.Got().Secrets[secret] || ag.Got().Secrets[secret] {
 			t.Errorf("a namesake was sent the secret %s", secret)
 		}
 	}
-	m.Ctl("node", "rm", "--force", second.nodeID) // or it attracts what honest work has for w1
+	m.Ctl("node", "rm", "--force", second.NodeID) // or it attracts what honest work has for w1
 
 	// An ID is claimed in a certificate alone: of a CA of one's own, or another's chain without its key.
 	before := a.refusals(m, "node", warden.CodeUnauthentic)
-	u, _ := url.Parse(ca.SPIFFEID(w1.clusterID, w1.nodeID))
+	u, _ := url.Parse(ca.SPIFFEID(w1.ClusterID, w1.NodeID))
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -490,12 +490,12 @@ func (a *arena) claims(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: w1.root.Subject, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	root := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: w1.Root.Subject, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
 	rootDER, err := x509.CreateCertificate(rand.Reader, root, root, rootKey.Public(), rootKey)
 	if err != nil {
 		t.Fatal(err)
 	}
-	real, err := x509.ParseCertificate(w1.cert.Certificate[0])
+	real, err := x509.ParseCertificate(w1.Cert.Certificate[0])
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -506,10 +506,10 @@ func (a *arena) claims(t *testing.T) {
 	}
 	for what, chain := range map[string][][]byte{
 		"a leaf of another CA":                     {der, rootDER},
-		"a leaf of another CA, with the real ones": append([][]byte{der}, w1.cert.Certificate[1:]...),
-		"another's chain without its key":          w1.cert.Certificate,
+		"a leaf of another CA, with the real ones": append([][]byte{der}, w1.Cert.Certificate[1:]...),
+		"another's chain without its key":          w1.Cert.Certificate,
 	} {
-		if (member{cert: &tls.Certificate{Certificate: chain, PrivateKey: key}}).refused(m.Address, warden.DoorNode) == nil {
+		if (thief.Member{Cert: &tls.Certificate{Certificate: chain, PrivateKey: key}}).Refused(m.Address, warden.DoorNode) == nil {
 			t.Errorf("%s stays", what)
 		}
 	}
@@ -538,75 +538,67 @@ func (p *pausing) Write(b []byte) (int, error) {
 // finishes afterwards.
 func (a *arena) heldAfterEviction(t *testing.T) {
 	m := a.m[0]
-	ag := newAgent()
-	thief, closed := a.session(t, "leech", ag)
+	ag := thief.NewAgent()
+	rogue, closed := a.session(t, "leech", ag)
 	m.CtlIn("leeched", "secret", "create", "leech-secret", "-")
-	m.Ctl("node", "update", "--label-add", "leech=yes", thief.nodeID)
+	m.Ctl("node", "update", "--label-add", "leech=yes", rogue.NodeID)
 	m.Ctl("service", "create", "--name", "leech", "--constraint", "node.labels.leech==yes", "--secret", "leech-secret", "host", "sleep", "1000")
-	testcluster.Await(t, 30*time.Second, func() error {
-		if !ag.has("leeched") {
-			return errors.New("the agent was not sent the secret of its task")
-		}
-		return nil
-	})
-	silent, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+	ag.Await(t, "the secret of its task", func(g thief.Got) bool { return g.Secrets["leeched"] })
+	silent, err := rogue.Dial(t.Context(), "", m.Address, warden.DoorNode)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer silent.Close()
-	raw, err := dialFrom("")(t.Context(), m.Address)
+	raw, err := thief.DialFrom("")(t.Context(), m.Address)
 	if err != nil {
 		t.Fatal(err)
 	}
 	goOn := make(chan struct{})
-	half := tls.Client(&pausing{Conn: raw, goOn: goOn}, thief.config(warden.DoorNode))
+	half := tls.Client(&pausing{Conn: raw, goOn: goOn}, rogue.Config(warden.DoorNode))
 	shaken := make(chan error, 1)
 	go func() { shaken <- half.Handshake() }() // ends with goOn
 	defer half.Close()
 
 	before := a.refusals(m, "node", warden.CodeEvicted)
 	begin := time.Now()
-	m.Ctl("node", "rm", "--force", thief.nodeID)
+	m.Ctl("node", "rm", "--force", rogue.NodeID)
 	t.Logf("node rm took %s", time.Since(begin).Round(time.Millisecond))
 	select {
 	case <-closed:
 	case <-time.After(10 * time.Second):
 		t.Error("the session of a removed node lives on")
 	}
-	if ended(silent, 10*time.Second) == nil {
+	if thief.Ended(silent, 10*time.Second) == nil {
 		t.Error("a silent connection of a removed node lives on")
 	}
 	close(goOn)
 	if err := <-shaken; err == nil {
-		late := newAgent()
+		late := thief.NewAgent()
 		select {
-		case <-late.serve(t, half):
+		case <-late.Serve(t, half):
 		case <-time.After(10 * time.Second):
 			t.Error("a removed node has a connection whose handshake it finished afterwards")
 		}
-		late.mu.Lock()
-		if late.evicts != 1 || len(late.tasks) != 0 || len(late.secrets) != 0 {
-			t.Errorf("a removed node was told %d times to wipe, and sent %d tasks and %d secrets", late.evicts, len(late.tasks), len(late.secrets))
+		if got := late.Got(); got.Evictions() != 1 || len(got.Tasks) != 0 || len(got.Secrets) != 0 {
+			t.Errorf("a removed node was told %d times to wipe, and sent %d tasks and %d secrets", got.Evictions(), len(got.Tasks), len(got.Secrets))
 		}
-		late.mu.Unlock()
 	}
 	a.counted(t, m, "node", warden.CodeEvicted, before, 1)
 	m.CtlIn("after", "secret", "create", "leech-after", "-")
 	for range 5 {
-		again := newAgent()
-		conn, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+		again := thief.NewAgent()
+		conn, err := rogue.Dial(t.Context(), "", m.Address, warden.DoorNode)
 		if err != nil {
 			continue
 		}
 		select {
-		case <-again.serve(t, conn):
+		case <-again.Serve(t, conn):
 		case <-time.After(10 * time.Second):
 			t.Fatal("a removed node has a session")
 		}
-		if again.mu.Lock(); len(again.tasks)+len(again.secrets) != 0 {
+		if got := again.Got(); len(got.Tasks)+len(got.Secrets) != 0 {
 			t.Error("a removed node is served")
 		}
-		again.mu.Unlock()
 	}
 	a.counted(t, m, "node", warden.CodeEvicted, before, 5)
 	a.still(t)
@@ -616,12 +608,12 @@ func (a *arena) heldAfterEviction(t *testing.T) {
 // demotedManager: the old certificate of a manager that was demoted, on connections from before and on new ones, at every door.
 func (a *arena) demotedManager(t *testing.T) {
 	a.m[2].Kill() // and so are the floods'
-	thief, m := steal(t, a.m[2]), a.leader(t)
-	leader := steal(t, m).nodeID
-	expect := door.Expect{Root: thief.root, NodeID: leader, Loose: true}
+	rogue, m := thief.Steal(t, a.m[2].State), a.leader(t)
+	leader := thief.Steal(t, m.State).NodeID
+	expect := door.Expect{Root: rogue.Root, NodeID: leader, Loose: true}
 	calls := func(t *testing.T) api.PeerClient {
 		cc, err := grpc.NewClient("passthrough:///m1", grpc.WithTransportCredentials(door.Credentials()), grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
-			return door.Dial(ctx, m.Address, warden.DoorPeer, thief.cert, expect)
+			return door.Dial(ctx, m.Address, warden.DoorPeer, rogue.Cert, expect)
 		}))
 		if err != nil {
 			t.Fatal(err)
@@ -657,26 +649,26 @@ func (a *arena) demotedManager(t *testing.T) {
 	}
 	m.Ctl("secret", "rm", "planted")
 	m.Ctl("zone", "rm", "planted")
-	transport := rafttransport.New(thief.nodeID, func(ctx context.Context, _ string) (net.Conn, error) {
-		return door.Dial(ctx, m.Address, warden.DoorRaft, thief.cert, expect)
+	transport := rafttransport.New(rogue.NodeID, func(ctx context.Context, _ string) (net.Conn, error) {
+		return door.Dial(ctx, m.Address, warden.DoorRaft, rogue.Cert, expect)
 	}, slog.New(slog.DiscardHandler))
 	defer transport.Close()
 	term := a.value(m, "warden_raft_term")
-	h := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(thief.nodeID), Addr: []byte(thief.nodeID)}
+	h := raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(rogue.NodeID), Addr: []byte(rogue.NodeID)}
 	preVote := func() error {
 		return transport.RequestPreVote(raft.ServerID(leader), raft.ServerAddress(leader), &raft.RequestPreVoteRequest{RPCHeader: h, Term: uint64(term) + 1}, &raft.RequestPreVoteResponse{})
 	}
 	if err := preVote(); err != nil {
 		t.Fatalf("before the demotion a vote = %v", err)
 	}
-	raftConn, err := thief.dial(t.Context(), "", m.Address, warden.DoorRaft)
+	raftConn, err := rogue.Dial(t.Context(), "", m.Address, warden.DoorRaft)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer raftConn.Close()
 
 	m.Ctl("node", "demote", "m3")
-	if ended(raftConn, 10*time.Second) == nil {
+	if thief.Ended(raftConn, 10*time.Second) == nil {
 		t.Error("a connection at the raft door outlives the demotion")
 	}
 	before := map[string]float64{"peer": a.refusals(m, "peer", warden.CodeWrongRole), "raft": a.refusals(m, "raft", warden.CodeWrongRole), "control": a.refusals(m, "control", warden.CodeWrongRole)}
@@ -698,7 +690,7 @@ func (a *arena) demotedManager(t *testing.T) {
 	}
 	for word, name := range map[string]string{"peer": warden.DoorPeer, "raft": warden.DoorRaft, "control": warden.DoorControl} {
 		for i, h := range a.m[:2] {
-			if thief.refused(h.Address, name) == nil {
+			if rogue.Refused(h.Address, name) == nil {
 				t.Errorf("manager %d keeps a demoted manager's connection at %s", i, name)
 			}
 		}
@@ -712,22 +704,21 @@ func (a *arena) demotedManager(t *testing.T) {
 	}
 
 	// The node door exists to replace the leaf: by a worker's.
-	ag := newAgent()
-	conn, err := thief.dial(t.Context(), "", m.Address, warden.DoorNode)
+	ag := thief.NewAgent()
+	conn, err := rogue.Dial(t.Context(), "", m.Address, warden.DoorNode)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ag.serve(t, conn)
-	ag.await(t, "a new leaf", func() bool { return ag.leaf != nil })
-	ag.mu.Lock()
-	id, err := ca.Read(ag.leaf)
-	if err != nil || id.Role != ca.RoleWorker || id.NodeID != thief.nodeID {
+	ag.Serve(t, conn)
+	ag.Await(t, "a new leaf", func(g thief.Got) bool { return g.Leaf != nil })
+	got := ag.Got()
+	id, err := ca.Read(got.Leaf)
+	if err != nil || id.Role != ca.RoleWorker || id.NodeID != rogue.NodeID {
 		t.Errorf("a demoted manager's leaf is renewed as %+v, %v", id, err)
 	}
-	if len(ag.secrets) != 0 {
+	if len(got.Secrets) != 0 {
 		t.Error("a demoted manager was sent secrets")
 	}
-	ag.mu.Unlock()
 	a.still(t)
 
 	// Its own daemon, started again with all that it had: what somebody asks at its socket it passes on to nobody.

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"warden"
+	"warden/internal/thief"
 )
 
 // floods: a peer that stalls, sends too much, opens too much, or speaks no protocol, at each door: before a hello, within a handshake, behind the
@@ -34,7 +35,7 @@ func (a *arena) floods(t *testing.T) {
 		)
 	})
 	t.Run("Worker", func(t *testing.T) {
-		var as [3]*member
+		var as [3]*thief.Member
 		for i := range as {
 			m, err := a.join("127.98.1.1", a.token, fmt.Sprint("thief", i))
 			if err != nil {
@@ -50,7 +51,7 @@ func (a *arena) floods(t *testing.T) {
 	})
 	t.Run("Manager", func(t *testing.T) {
 		a.m[2].Kill()
-		as := steal(t, a.m[2])
+		as := thief.Steal(t, a.m[2].State)
 		a.attack(t, 220, // 8,192 calls of some 15 KiB: a manager is one of few, and trusted with more
 			flood{kind: "peer-silent", n: 20, as: &as, door: "peer"},
 			flood{kind: "peer-streams", n: 2, as: &as, door: "peer"},

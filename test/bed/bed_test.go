@@ -228,6 +228,9 @@ func TestPauseAndKill(t *testing.T) {
 	testcluster.AwaitRunning(t, m, "app", 1)
 
 	m.Pause()
+	if states := threads(t, m, "warden\x00run"); strings.Trim(states, "T") != "" {
+		t.Errorf("the threads of a paused daemon are %s, want all T, stopped", states)
+	}
 	if _, stderr, code := m.Try("version", "--timeout", "1s"); code == 0 {
 		t.Errorf("a paused daemon answers: %s", stderr)
 	}
@@ -241,7 +244,7 @@ func TestPauseAndKill(t *testing.T) {
 	if err := reaches(x, m); err == nil {
 		t.Error("a killed daemon takes connections")
 	}
-	if n := processes(t, m, "sleep\x0031536000"); n != 1 {
+	if n := len(processes(t, m, "sleep\x0031536000")); n != 1 {
 		t.Errorf("%d processes of the task after its daemon was killed, want 1", n)
 	}
 	m.Start()
@@ -257,8 +260,26 @@ func TestPauseAndKill(t *testing.T) {
 	m.Start()
 }
 
-// processes counts the processes of a host whose command line holds the mark.
-func processes(t *testing.T, h *bed.Host, mark string) (n int) {
+// threads returns the state of each thread, a letter (proc(5)), of the processes of a host whose command line begins with the mark.
+func threads(t *testing.T, h *bed.Host, mark string) (states string) {
+	t.Helper()
+	for _, dir := range processes(t, h, mark) {
+		found, _ := filepath.Glob(filepath.Join(dir, "task/[0-9]*/stat"))
+		for _, path := range found {
+			if b, err := os.ReadFile(path); err == nil {
+				_, after, _ := strings.Cut(string(b), ") ")
+				states += after[:1]
+			}
+		}
+	}
+	if states == "" {
+		t.Fatalf("%s runs no %q", h.Name, mark)
+	}
+	return states
+}
+
+// processes returns the folders in /proc of the processes of a host whose command line begins with the mark.
+func processes(t *testing.T, h *bed.Host, mark string) (dirs []string) {
 	t.Helper()
 	found, _ := filepath.Glob(filepath.Join(h.Root(), "proc/[0-9]*/cmdline"))
 	if len(found) == 0 {
@@ -266,8 +287,8 @@ func processes(t *testing.T, h *bed.Host, mark string) (n int) {
 	}
 	for _, path := range found {
 		if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), mark) {
-			n++
+			dirs = append(dirs, filepath.Dir(path))
 		}
 	}
-	return n
+	return dirs
 }

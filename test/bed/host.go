@@ -297,7 +297,8 @@ func (h *Host) Kill() { h.b.t.Helper(); h.end(syscall.SIGKILL) }
 // Stop ends the daemon by SIGTERM and waits. Its tasks go on.
 func (h *Host) Stop() { h.b.t.Helper(); h.end(syscall.SIGTERM) }
 
-// Pause stops the daemon until Resume, by SIGSTOP: the kernel still takes connections for it. Its tasks go on.
+// Pause stops the daemon until Resume, by SIGSTOP, and waits until it has stopped: the kernel still takes connections for it. Its
+// tasks go on. Pausing a paused one is no error.
 func (h *Host) Pause() { h.b.t.Helper(); h.signal(syscall.SIGSTOP) }
 
 // Resume lets a paused daemon go on.

@@ -288,12 +288,21 @@ func (h *Holder) Wait(pid int, status *syscall.WaitStatus) error {
 	return nil
 }
 
-// Kill signals a program that was started and has not been waited for.
+// Kill signals a program that was started and has not been waited for. It returns after SIGSTOP when all threads have stopped: until one of
+// them has taken the signal, which on a busy machine takes a while, they all go on.
 func (h *Holder) Kill(s Signal, _ *int) error {
 	h.mu.Lock() // so that the ID stays the program's
 	defer h.mu.Unlock()
 	if _, ok := h.ends[s.PID]; !ok {
 		return fmt.Errorf("no program %d", s.PID)
 	}
-	return syscall.Kill(s.PID, s.Signal)
+	if err := syscall.Kill(s.PID, s.Signal); err != nil || s.Signal != syscall.SIGSTOP {
+		return err
+	}
+	for {
+		// Not to be told once only (WNOWAIT), so that a program can be stopped again; ECHILD if it has ended.
+		if err := unix.Waitid(unix.P_PID, s.PID, nil, unix.WSTOPPED|unix.WNOWAIT, nil); !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
 }

@@ -3,11 +3,15 @@ package bed_test
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/test/bed"
 )
 
@@ -91,8 +95,45 @@ func TestPartitionedCluster(t *testing.T) {
 	b.Heal()
 	b.AwaitReady(old, 5)
 	testcluster.Await(t, limit, func() error {
-		if n := processes(t, lost, "sleep\x0031536000"); n != 0 {
+		if n := len(processes(t, lost, "sleep\x0031536000")); n != 0 {
 			return fmt.Errorf("%d tasks of which the cluster moved all still run on %s", n, lost.Name)
+		}
+		return nil
+	})
+}
+
+// TestEvictedWhileCutOff: a manager that is evicted while it is cut off hears of it once it is not any more, though the others have keys by
+// then that its own replica does not show.
+func TestEvictedWhileCutOff(t *testing.T) {
+	t.Parallel()
+	b := bed.New(t)
+	m, _ := b.Cluster(3, 0)
+	at, victim := m[0], m[2]
+	leaf := func(h *bed.Host) string { return string(thief.Steal(t, h.State()).Cert.Certificate[0]) }
+	before := map[*bed.Host]string{m[0]: leaf(m[0]), m[1]: leaf(m[1])}
+	b.Isolate(victim)
+	testcluster.Await(t, limit, func() error { // it may have led
+		if out, stderr, code := at.Try("node", "rm", "--force", victim.Name); code != 0 && !strings.Contains(stderr, "[not-found]") {
+			return errors.New(out + stderr)
+		}
+		return nil
+	})
+	testcluster.Await(t, limit, func() error {
+		for h, old := range before {
+			if leaf(h) == old {
+				return fmt.Errorf("%s has its old certificate", h.Name)
+			}
+		}
+		return nil
+	})
+	b.Heal()
+	testcluster.Await(t, limit, func() error {
+		out, stderr, _ := victim.Try("status")
+		if !strings.Contains(out, "evicted") {
+			return errors.New(out + stderr)
+		}
+		if _, err := os.Stat(filepath.Join(victim.State(), "identity")); !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("it has its key: %v", err)
 		}
 		return nil
 	})
