@@ -32,6 +32,16 @@ func TestChecker(t *testing.T) {
 	join := func(tag uint64) call { return call{Verb: "join", Tag: tag} }
 	mint := func(uses uint64) call { return call{Verb: "mint", Number: uses} }
 	worker := nodeState{"active", "worker"}
+	open := lockModel(lockState{DEK: 1})
+	crowd := []event{{1, 2, mint(6), done}, {3, 4, look, saw(tokenState{Max: 6})}} // of joins without an answer, none of which was one
+	for i := range int64(9) {
+		crowd = append(crowd, event{5 + i, math.MaxInt64, join(uint64(i + 1)), unknown})
+	}
+	crowd = append(crowd, event{20, 21, call{Verb: "purge"}, done})
+	for i := range int64(6) {
+		crowd = append(crowd, event{30 + 2*i, 31 + 2*i, look, saw(tokenState{Max: 6, Revoked: true})})
+	}
+	zone, bind, unbind := call{Verb: "create"}, call{Verb: "bind", Tag: 1}, call{Verb: "unbind", Tag: 1}
 
 	for _, c := range []struct {
 		name   string
@@ -74,10 +84,14 @@ func TestChecker(t *testing.T) {
 		{"a use is lost", tokenModel, []event{{1, 2, mint(2), done}, {3, 4, join(1), done}, {5, 6, look, saw(tokenState{Max: 2})}}, false},
 		{"used up by a join that got no answer", tokenModel, []event{{1, 2, mint(1), done}, {3, math.MaxInt64, join(1), unknown}, {4, 5, join(2), refused(warden.CodeUsedUp)}}, true},
 		{"used up by nobody", tokenModel, []event{{1, 2, mint(1), done}, {3, 4, join(2), refused(warden.CodeUsedUp)}}, false},
+		{"a crowd of joins without an answer", tokenModel, crowd, true},
 		{"join after the revocation", tokenModel, []event{{1, 2, mint(0), done}, {3, 4, call{Verb: "revoke"}, done}, {5, 6, join(1), done}}, false},
 		{"the same join after the revocation", tokenModel, []event{{1, 2, mint(0), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(1), done}}, true},
 		{"used up, and revoked", tokenModel, []event{{1, 2, mint(1), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(2), refused(warden.CodeUsedUp)}}, true},
 		{"revoked, and not used up", tokenModel, []event{{1, 2, mint(1), done}, {5, 6, call{Verb: "revoke"}, done}, {7, 8, join(2), refused(warden.CodeUsedUp)}}, false},
+		{"a purge revokes what has a use left", tokenModel, []event{{1, 2, mint(2), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "purge"}, done}, {7, 8, look, saw(tokenState{Max: 2, Uses: 1, Revoked: true})}}, true},
+		{"a purge leaves one as it is", tokenModel, []event{{1, 2, mint(0), done}, {5, 6, call{Verb: "purge"}, done}, {7, 8, join(1), done}}, false},
+		{"a purge leaves what is used up", tokenModel, []event{{1, 2, mint(1), done}, {3, 4, join(1), done}, {5, 6, call{Verb: "purge"}, done}, {7, 8, look, saw(tokenState{Max: 1, Uses: 1})}}, true},
 
 		{"removed, and there again", nodeModel(worker), []event{{1, 2, rm, done}, {3, 4, look, saw(worker)}}, false},
 		{"removed twice", nodeModel(worker), []event{{1, 2, rm, done}, {3, 4, rm, done}}, false},
@@ -85,10 +99,24 @@ func TestChecker(t *testing.T) {
 		{"promoted", nodeModel(worker), []event{{1, 2, call{Verb: "role", Word: "manager"}, done}, {3, 4, look, saw(nodeState{"active", "manager"})}}, true},
 		{"not promoted", nodeModel(worker), []event{{1, 2, call{Verb: "role", Word: "manager"}, refused(warden.CodeNoQuorum)}, {3, 4, look, saw(nodeState{"active", "manager"})}}, false},
 
-		{"locked twice", lockModel, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "on", Word: "k2"}, done}}, false},
-		{"locked and rotated", lockModel, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "rotate", Word: "k2"}, done}, {5, 6, look, saw(lockState{true, "k2"})}}, true},
-		{"rotated back", lockModel, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "rotate", Word: "k2"}, done}, {5, 6, look, saw(lockState{true, "k1"})}}, false},
-		{"rotated while off", lockModel, []event{{1, 2, call{Verb: "rotate", Word: "k2"}, done}}, false},
+		{"locked twice", open, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "on", Word: "k2"}, done}}, false},
+		{"locked and rotated", open, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "rotate", Word: "k2"}, done}, {5, 6, look, saw(lockState{true, "k2", 3})}}, true},
+		{"rotated back", open, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {3, 4, call{Verb: "rotate", Word: "k2"}, done}, {5, 6, look, saw(lockState{true, "k1", 3})}}, false},
+		{"rotated while off", open, []event{{1, 2, call{Verb: "rotate", Word: "k2"}, done}}, false},
+		{"locked without new keys", open, []event{{1, 2, call{Verb: "on", Word: "k1"}, done}, {5, 6, look, saw(lockState{true, "k1", 1})}}, false},
+		{"new keys twice", open, []event{{1, 2, call{Verb: "rotate-dek"}, done}, {5, 6, look, saw(lockState{DEK: 3})}}, false},
+
+		{"lost rotation", issuingModel(1), []event{{1, 2, call{Verb: "rotate-issuing"}, done}, {3, 4, look, saw(uint64(1))}}, false},
+		{"rotation, and one by a removal", issuingModel(1), []event{{1, 2, call{Verb: "rotate-issuing"}, done}, {3, 4, look, saw(uint64(3))}}, true},
+		{"an old issuing CA comes back", issuingModel(1), []event{{1, 2, look, saw(uint64(3))}, {3, 4, look, saw(uint64(2))}}, false},
+
+		{"declared, named, empty again and gone", zoneModel, []event{{1, 2, zone, done}, {3, 4, bind, done}, {5, 6, rm, refused(warden.CodeInUse)}, {7, 8, unbind, done}, {9, 10, rm, done}, {11, 12, look, saw(zoneState{})}}, true},
+		{"a zone goes in use", zoneModel, []event{{1, 2, zone, done}, {3, 4, bind, done}, {5, 6, rm, done}}, false},
+		{"a zone stays without use", zoneModel, []event{{1, 2, zone, done}, {3, 4, rm, refused(warden.CodeInUse)}}, false},
+		{"a zone that nobody declared", zoneModel, []event{{1, 2, bind, done}}, false},
+		{"at once, and the zone was first", zoneModel, []event{{1, 2, zone, done}, {3, 6, rm, done}, {4, 5, bind, refused(warden.CodeNotFound)}}, true},
+		{"at once, and both", zoneModel, []event{{1, 2, zone, done}, {3, 6, rm, done}, {4, 5, bind, done}}, false},
+		{"a zone goes while something may come", zoneModel, []event{{1, 2, zone, done}, {3, math.MaxInt64, bind, unknown}, {4, 5, rm, done}}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			h, dir := newHistory(), t.TempDir()

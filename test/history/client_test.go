@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"path/filepath"
 	"strings"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"warden"
@@ -30,8 +32,12 @@ type connection struct {
 	local   api.LocalClient
 }
 
-func (r *run) connect(h *bed.Host) connection {
-	cc, err := grpc.NewClient("unix://"+filepath.Join(r.bed.Dir, h.Name, "sock"),
+// connect connects as a user, who is the author of what is asked there.
+func (r *run) connect(h *bed.Host, uid int) connection {
+	path := filepath.Join(r.bed.Dir, h.Name, "sock")
+	cc, err := grpc.NewClient("passthrough:///"+path,
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dialAs(ctx, uid, path) }),
+		grpc.WithUnaryInterceptor(r.authors.note(h, uid)),
 		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(16<<20)),
 		grpc.WithConnectParams(grpc.ConnectParams{MinConnectTimeout: patience, Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.5, MaxDelay: 100 * time.Millisecond}}))
 	if err != nil {
@@ -73,17 +79,22 @@ func (c *client) step() bool {
 	if c.rand.IntN(8) == 0 {
 		at = c.managers[c.rand.IntN(len(c.managers))]
 	}
+	if c.n%2 == 1 {
+		at = at.asOther()
+	}
 	switch n := c.rand.IntN(100); {
-	case n < 55:
+	case n < 53:
 		return c.secret(at)
-	case n < 72:
+	case n < 66:
 		return c.service(at)
-	case n < 87:
+	case n < 81:
 		return c.token(at)
-	case n < 97:
+	case n < 91:
 		return c.node(at)
+	case n < 97:
+		return c.zone(at)
 	default:
-		return c.lock(at)
+		return c.cluster(at)
 	}
 }
 
@@ -120,18 +131,42 @@ func (r *run) outcome(err error) (out reply, sent bool) {
 	}
 }
 
-// record makes a call and writes it down for an object.
+// mayBeIdle are the calls that change nothing, and that no request ID is kept of, where all is as they ask already: made again later, such a
+// call may have its effect then.
+var mayBeIdle = map[string]bool{"scale": true, "availability": true, "role": true, "ttl": true, "on": true, "off": true, "revoke": true}
+
+// record makes a call and writes it down for an object. A change whose answer was lost is often made again, and so are others that were
+// done: all of them by one request ID, so that there is one effect, which is what is written down.
 func (c *client) record(object string, what call, wait time.Duration, send func(ctx context.Context) (version uint64, state any, err error)) (reply, bool) {
-	ctx, cancel := context.WithTimeout(context.Background(), wait)
-	defer cancel()
+	id := warden.NewID()
+	once := func() (reply, bool) {
+		ctx, cancel := context.WithTimeout(context.Background(), wait)
+		defer cancel()
+		if what.Verb != read {
+			ctx = metadata.AppendToOutgoingContext(ctx, requestIDKey, id)
+		}
+		version, state, err := send(ctx)
+		out, sent := c.outcome(err)
+		out.Version, out.State = version, state
+		return out, sent
+	}
 	began := c.history.now()
-	version, state, err := send(ctx)
-	out, sent := c.outcome(err)
+	out, sent := once()
 	if !sent {
 		return out, false
 	}
-	out.Version, out.State = version, state
+	again := what.Verb != read && wait == patience
+	if again && out.Unknown && c.rand.IntN(2) == 0 {
+		if second, sent := once(); sent && second.Code == "" && !second.Unknown { // a refusal says nothing of the first
+			out = second
+		}
+	}
 	c.history.add(c.n, object, what, began, out)
+	if again && !out.Unknown && out.Code == "" && !mayBeIdle[what.Verb] && c.rand.IntN(5) == 0 {
+		if second, sent := once(); sent && !second.Unknown && second.Code == "" && second.Version != out.Version {
+			c.violated("requests", "%s %v made version %d, and by the same request ID version %d", object, what, out.Version, second.Version)
+		}
+	}
 	return out, true
 }
 
@@ -319,45 +354,68 @@ func (c *client) readServices(at *member, names ...string) bool {
 	}, serviceState{})
 }
 
-// lock makes a call on the lock of the cluster. Changes have every manager make new keys: there is one now and then only.
-func (c *client) lock(at *member) bool {
-	const object = "cluster/lock"
-	n := c.rand.IntN(100)
-	if n >= 60 && !c.mayLock() || n < 60 {
-		return c.readLock(at)
+// cluster reads or changes the lock of the cluster, its keys, or the life of certificates: each change has managers or all nodes make
+// new keys and get new leaves.
+func (c *client) cluster(at *member) bool {
+	change := func(object string, what call, send func(ctx context.Context) error) bool {
+		_, sent := c.record(object, what, patience, func(ctx context.Context) (uint64, any, error) { return 0, nil, send(ctx) })
+		return sent
 	}
-	if n < 68 {
+	switch what := c.changeOfCluster(c.rand); what {
+	case "off":
 		off := false
-		_, sent := c.record(object, call{Verb: "off"}, patience, func(ctx context.Context) (uint64, any, error) {
+		return change("cluster/lock", call{Verb: what}, func(ctx context.Context) error {
 			_, err := at.control.UpdateCluster(ctx, &api.UpdateClusterRequest{Autolock: &off})
-			return 0, nil, err
+			return err
 		})
-		return sent
-	}
-	on := true
-	id, recipient := c.newUnlockKey()
-	if n < 82 {
-		_, sent := c.record(object, call{Verb: "on", Word: id}, patience, func(ctx context.Context) (uint64, any, error) {
+	case "on":
+		on := true
+		id, recipient := c.newUnlockKey()
+		return change("cluster/lock", call{Verb: what, Word: id}, func(ctx context.Context) error {
 			_, err := at.control.UpdateCluster(ctx, &api.UpdateClusterRequest{Autolock: &on, UnlockRecipient: recipient})
-			return 0, nil, err
+			return err
 		})
-		return sent
+	case "rotate":
+		id, recipient := c.newUnlockKey()
+		return change("cluster/lock", call{Verb: what, Word: id}, func(ctx context.Context) error {
+			_, err := at.control.RotateUnlockKey(ctx, &api.RotateUnlockKeyRequest{UnlockRecipient: recipient})
+			return err
+		})
+	case "rotate-dek":
+		return change("cluster/lock", call{Verb: what}, func(ctx context.Context) error {
+			_, err := at.control.RotateDEK(ctx, &api.RotateDEKRequest{})
+			return err
+		})
+	case "rotate-issuing":
+		return change("cluster/issuing", call{Verb: what}, func(ctx context.Context) error {
+			_, err := at.control.RotateIssuing(ctx, &api.RotateIssuingRequest{})
+			return err
+		})
+	case "ttl":
+		ttl := leafTTLs[c.rand.IntN(len(leafTTLs))]
+		return change("cluster/ttl", call{Verb: what, Number: uint64(ttl)}, func(ctx context.Context) error {
+			_, err := at.control.UpdateCluster(ctx, &api.UpdateClusterRequest{LeafTtlNs: int64(ttl)})
+			return err
+		})
 	}
-	_, sent := c.record(object, call{Verb: "rotate", Word: id}, patience, func(ctx context.Context) (uint64, any, error) {
-		_, err := at.control.RotateUnlockKey(ctx, &api.RotateUnlockKeyRequest{UnlockRecipient: recipient})
-		return 0, nil, err
-	})
-	return sent
+	return c.readCluster(at)
 }
 
-func (c *client) readLock(at *member) bool {
-	_, sent := c.record("cluster/lock", call{Verb: read}, patience, func(ctx context.Context) (uint64, any, error) {
-		reply, err := at.control.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
-		if err != nil {
-			return 0, nil, err
-		}
-		cluster := reply.Objects[0].GetCluster()
-		return 0, lockState{cluster.GetAutolock(), cluster.GetUnlockKeyId()}, nil
-	})
-	return sent
+// leafTTLs are lives of certificates: under the shorter ones nodes renew theirs several times in a run.
+var leafTTLs = []time.Duration{20 * time.Second, 40 * time.Second, time.Hour}
+
+func (c *client) readCluster(at *member) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	began := c.history.now()
+	reply, err := at.control.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
+	if err != nil {
+		_, sent := c.outcome(err)
+		return sent
+	}
+	o := reply.Objects[0].GetCluster()
+	c.history.add(c.n, "cluster/lock", call{Verb: read}, began, result(lockState{o.Autolock, o.UnlockKeyId, o.DekGeneration}))
+	c.history.add(c.n, "cluster/issuing", call{Verb: read}, began, result(o.IssuingGeneration))
+	c.history.add(c.n, "cluster/ttl", call{Verb: read}, began, result(uint64(o.LeafTtlNs)))
+	return true
 }

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 	"time"
@@ -18,77 +21,78 @@ import (
 type fault struct {
 	name string
 	do   func(c *client)
+	long bool // it takes too long for a short run
 }
 
 // faults are all that there are; a short run does each once, in an order that is drawn.
 var faults = []fault{
-	{"kill the leader", func(c *client) {
+	{name: "kill the leader", do: func(c *client) {
 		l := c.leader()
 		defer c.burst(l)()
 		c.killed(l)
 	}},
-	{"kill a majority", func(c *client) { c.killed(c.drawn(c.managers, 2)...) }},
-	{"kill all managers", func(c *client) { c.killed(c.managers...) }},
-	{"kill a worker", func(c *client) { c.killed(c.drawn(c.workers, 1)...) }},
-	{"stop a manager", func(c *client) {
+	{name: "kill a majority", do: func(c *client) { c.killed(c.drawn(c.managers, 2)...) }},
+	{name: "kill all managers", do: func(c *client) { c.killed(c.managers...) }},
+	{name: "kill a worker", do: func(c *client) { c.killed(c.drawn(c.workers, 1)...) }},
+	{name: "stop a manager", do: func(c *client) {
 		m := c.drawn(c.managers, 1)[0]
 		m.Stop()
 		m.isDown = true
 		c.hold(c.while())
 		c.start(m)
 	}},
-	{"pause the leader", func(c *client) { c.paused(c.leader()) }},
-	{"pause a manager", func(c *client) { c.paused(c.drawn(c.managers, 1)[0]) }},
-	{"isolate the leader", func(c *client) {
+	{name: "pause the leader", do: func(c *client) { c.paused(c.leader()) }},
+	{name: "pause a manager", do: func(c *client) { c.paused(c.drawn(c.managers, 1)[0]) }},
+	{name: "isolate the leader", do: func(c *client) {
 		c.bed.Isolate(c.leader().Host)
 		c.healed()
 	}},
-	{"the leader is not heard", func(c *client) {
+	{name: "the leader is not heard", do: func(c *client) {
 		l := c.leader()
 		c.bed.Cut([]*bed.Host{l.Host}, c.bed.Others(l.Host))
 		c.healed()
 	}},
-	{"the leader hears nothing", func(c *client) {
+	{name: "the leader hears nothing", do: func(c *client) {
 		l := c.leader()
 		c.bed.Cut(c.bed.Others(l.Host), []*bed.Host{l.Host})
 		c.healed()
 	}},
-	{"split", func(c *client) {
+	{name: "split", do: func(c *client) {
 		all := hosts(c.drawn(c.members, len(c.members)))
 		k := 1 + c.rand.IntN(len(all)-1)
 		c.bed.Partition(all[:k], all[k:])
 		c.healed()
 	}},
-	{"lossy network", func(c *client) {
+	{name: "lossy network", do: func(c *client) {
 		all := hosts(c.members)
 		c.bed.Lose(10+c.rand.IntN(20), all, all)
 		c.healed()
 	}},
-	{"slow network", func(c *client) {
+	{name: "slow network", do: func(c *client) {
 		all := hosts(c.managers)
 		c.bed.Limit(64, all, all)
 		c.healed()
 	}},
-	{"far network", func(c *client) {
+	{name: "far network", do: func(c *client) {
 		all := hosts(c.managers)
 		c.bed.Delay(time.Duration(20+c.rand.IntN(80))*time.Millisecond, all, all)
 		c.bed.Jitter(time.Duration(c.rand.IntN(50))*time.Millisecond, all, all)
 		c.healed()
 	}},
-	{"clocks differ", func(c *client) { // by less than what a manager refuses to work with
+	{name: "clocks differ", do: func(c *client) { // by less than what a manager refuses to work with
 		for _, m := range c.members {
 			m.Skew(time.Duration(c.rand.IntN(8000)-4000) * time.Millisecond)
 		}
 		c.hold(c.while())
 		c.skewed(0, c.members...)
 	}},
-	{"a clock is out", func(c *client) { // while commands are ahead of the others' clocks they refuse, then go on
+	{name: "a clock is out", do: func(c *client) { // while commands are ahead of the others' clocks they refuse, then go on
 		m := c.drawn(c.managers, 1)[0]
 		c.skewed(time.Duration(c.rand.IntN(2)*30-15)*time.Second, m)
 		c.hold(c.while())
 		c.skewed(0, m)
 	}},
-	{"full disk", func(c *client) {
+	{name: "full disk", do: func(c *client) {
 		m := c.drawn(c.managers, 1)[0]
 		c.diskFull.Store(true)
 		m.Fill()
@@ -97,13 +101,17 @@ var faults = []fault{
 		c.hold(time.Second)
 		c.diskFull.Store(false)
 	}},
-	{"promote and demote", func(c *client) {
+	{name: "promote and demote", do: func(c *client) {
 		n := c.nodeOf(c.workers[0])
 		c.setRole(c.up(), n, api.Role_ROLE_MANAGER)
 		c.hold(c.while())
 		c.demoted(n)
 	}},
-	{"evict a worker", func(c *client) { c.evicted(c.workers[1+c.rand.IntN(2)]) }},
+	{name: "replace a manager", do: func(c *client) { c.replaced(c.drawn(c.managers, 1)[0], false) }},
+	{name: "replace the leader", do: func(c *client) { c.replaced(c.leader(), false) }},
+	{name: "replace a manager that hears of it late", long: true, do: func(c *client) { c.replaced(c.drawn(c.managers, 1)[0], true) }},
+	{name: "move a worker", do: func(c *client) { c.moved(c.workers[1]) }},
+	{name: "evict a worker", do: func(c *client) { c.evicted(c.workers[1+c.rand.IntN(2)]) }},
 }
 
 // while draws how long a fault lasts.
@@ -191,6 +199,9 @@ func (c *client) killed(members ...*member) {
 	}
 	c.hold(c.while() / 2)
 	for _, m := range members {
+		if slices.Contains(c.managers, m) {
+			c.wantAuthors(m)
+		}
 		m.StartOnly()
 	}
 	for _, m := range members {
@@ -245,61 +256,90 @@ func (c *client) demoted(n *node) {
 	})
 }
 
-// evicted evicts a worker, often while it is cut off: once it hears of it, it has to stop all, wipe, and be served nothing (I4).
-// Then it joins as another node.
+// evicted evicts a worker, often while it is cut off. Then it joins as another node.
 func (c *client) evicted(m *member) {
-	n := c.nodeOf(m)
+	n, home := c.nodeOf(m), m.zones.now()[0]
 	cut := c.rand.IntN(2) == 0
 	if cut {
 		c.bed.Isolate(m.Host)
 	}
-	testcluster.Await(c.t, limit, func() error {
-		c.remove(c.up(), n)
-		if !n.isGone.Load() {
-			return fmt.Errorf("node %s is not removed", n.id)
-		}
-		return nil
-	})
+	c.removed(n)
 	if cut {
 		c.hold(c.while() / 2)
 		c.bed.Heal()
 	}
+	c.wantOut(m)
+	c.rejoined(m, n, api.Role_ROLE_WORKER, home)
+}
+
+// removed evicts a node, for sure.
+func (c *client) removed(n *node) {
+	testcluster.Await(c.t, limit, func() error {
+		if c.remove(c.up(), n); !n.isGone.Load() {
+			return fmt.Errorf("node %s is not removed", n.id)
+		}
+		return nil
+	})
+}
+
+// wantOut: once a host hears that its node was evicted, it stops all that it runs and wipes its keys and its state (I4, I7).
+func (c *client) wantOut(m *member) {
 	testcluster.Await(c.t, limit, func() error {
 		ctx, cancel := context.WithTimeout(c.t.Context(), patience)
 		defer cancel()
 		info, err := m.local.Info(ctx, &api.InfoRequest{})
-		if err != nil || info.State == "running" || len(info.Tasks) > 0 {
+		if err != nil || info.State != "evicted" && info.State != "uninitialized" || len(info.Tasks) > 0 {
 			return fmt.Errorf("I4: %s was evicted: %q with %d tasks, %v", m.Name, info.GetState(), len(info.GetTasks()), err)
 		}
 		if left := secretsOn(m); len(left) > 0 {
 			return fmt.Errorf("I7: %s was evicted and still has %v", m.Name, left)
 		}
+		for _, name := range []string{"identity/node.key", "raft/log.db"} {
+			if _, err := os.Lstat(filepath.Join(m.State(), name)); !errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("I4: %s was evicted and still has %s", m.Name, name)
+			}
+		}
 		return nil
 	})
-	var token string
-	testcluster.Await(c.t, limit, func() error {
-		ctx, cancel := context.WithTimeout(c.t.Context(), patience)
-		defer cancel()
-		reply, err := c.up().control.CreateToken(ctx, &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER, UsesMax: 1, Zone: m.zone})
-		token = reply.GetToken()
-		return err
-	})
+}
+
+// rejoined has a host that was evicted join as another node.
+func (c *client) rejoined(m *member, was *node, role api.Role, home string) {
 	at := []string{}
 	for _, o := range c.managers {
-		at = append(at, o.Address())
+		if o != m {
+			at = append(at, o.Address())
+		}
 	}
+	var token string
 	var joined *api.LocalJoinReply
-	testcluster.Await(c.t, limit, func() (err error) {
+	testcluster.Await(c.t, limit, func() error {
 		ctx, cancel := context.WithTimeout(c.t.Context(), longPatience)
 		defer cancel()
-		joined, err = m.local.Join(ctx, &api.LocalJoinRequest{Token: token, Addresses: at})
+		if token == "" {
+			reply, err := c.up().control.CreateToken(ctx, &api.CreateTokenRequest{Role: role, UsesMax: 1, Zone: home})
+			if err != nil {
+				return err
+			}
+			token = reply.Token
+		}
+		reply, err := m.local.Join(ctx, &api.LocalJoinRequest{Token: token, Addresses: at})
+		if joined = reply; code(err) == warden.CodeRevoked {
+			token = ""
+		}
 		return err
 	})
-	if joined.NodeId == n.id || joined.Zone != m.zone || joined.Role != api.Role_ROLE_WORKER {
-		c.violated("I1", "%s, once node %s, joined by a worker's token for zone %s as node %s, %s of zone %s", m.Name, n.id, m.zone, joined.NodeId, joined.Role.Word(), joined.Zone)
+	if joined.NodeId == was.id || joined.Zone != home || joined.Role != role {
+		c.violated("I1", "%s, once node %s, joined by a token for a %s of zone %s as node %s, %s of zone %s", m.Name, was.id, role.Word(), home, joined.NodeId, joined.Role.Word(), joined.Zone)
 	}
 	m.id = joined.NodeId
-	c.nodes.add(&node{id: joined.NodeId, zone: m.zone, object: "node/" + joined.NodeId}, c.history, nodeState{"active", "worker"})
+	c.authors.is(m.Name, m.id)
+	n, state := &node{id: joined.NodeId, zones: in(home), object: "node/" + joined.NodeId}, nodeState{"active", role.Word()}
+	if role == api.Role_ROLE_MANAGER {
+		n.wasManager.Store(true)
+		state.Availability = "drain"
+	}
+	c.nodes.add(n, c.history, state)
 }
 
 // wantAlive wants each daemon that was not ended to answer: no fault of another may end it.
@@ -333,21 +373,31 @@ func (c *client) settle() {
 		})
 	}
 	c.bed.AwaitReady(c.up().Host, len(c.members))
-	testcluster.Await(c.t, limit, func() error {
-		for _, m := range c.members {
-			ctx, cancel := context.WithTimeout(c.t.Context(), patience)
-			info, err := m.local.Info(ctx, &api.InfoRequest{Facts: true})
-			cancel()
-			isManager := slices.Contains(c.managers, m)
+	c.awaitWhole()
+}
+
+// awaitWhole waits until all hosts run with the roles of the beginning.
+func (r *run) awaitWhole() {
+	testcluster.Await(r.t, limit, func() error {
+		for _, m := range r.members {
+			info, err := r.info(m)
+			isManager := slices.Contains(r.managers, m)
 			if err != nil || info.State != "running" || (info.Role == api.Role_ROLE_MANAGER) != isManager {
 				return fmt.Errorf("%s is %s as %s: %v", m.Name, info.GetState(), info.GetRole().Word(), err)
 			}
-			if isManager && (!info.Facts.Manager.Ready || info.Facts.Manager.Raft.Voters != uint64(len(c.managers))) {
+			if isManager && (!info.Facts.Manager.Ready || info.Facts.Manager.Raft.Voters != uint64(len(r.managers))) {
 				return fmt.Errorf("%s: %v", m.Name, info.Facts.Manager)
 			}
 		}
 		return nil
 	})
+}
+
+// info returns what a daemon says of itself.
+func (r *run) info(m *member) (*api.InfoReply, error) {
+	ctx, cancel := context.WithTimeout(r.t.Context(), patience)
+	defer cancel()
+	return m.local.Info(ctx, &api.InfoRequest{Facts: true})
 }
 
 // code is that of an error of a call.

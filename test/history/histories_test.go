@@ -16,7 +16,7 @@ const soakVar = "WARDEN_SOAK"
 func TestHistories(t *testing.T) {
 	r := newRun(t)
 	r.whole(func(c *client) {
-		all := slices.Clone(faults)
+		all := slices.DeleteFunc(slices.Clone(faults), func(f fault) bool { return f.long })
 		c.rand.Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 		slices.SortStableFunc(all, func(a, b fault) int { return cmp.Compare(slices.Index(always, b.name), slices.Index(always, a.name)) })
 		all = all[:len(always)+drawnFaults]
@@ -54,10 +54,10 @@ func TestSoak(t *testing.T) {
 }
 
 // always are the faults of each short run.
-var always = []string{"pause the leader", "kill a majority", "isolate the leader", "evict a worker"}
+var always = []string{"pause the leader", "kill a majority", "isolate the leader", "evict a worker", "replace a manager"}
 
 const (
-	drawnFaults = 2 // of a short run, beside those
+	drawnFaults = 1 // of a short run, beside those
 	soakRun     = 2 * time.Minute
 )
 
@@ -87,13 +87,22 @@ func (r *run) whole(faults func(c *client)) {
 	c.wantLocked()
 	c.settle()
 	stage("killed, unlocked and settled again")
+	c.wantNewLeaves()
 	c.readEverything()
 	c.wantGuestsServed()
 	c.removeServices()
+	c.removeZones()
 	r.wantSameReplicas()
 	stage("services are gone, replicas are the same")
 	r.history.wantLinear(r.t, r.bed.Dir)
 	stage("checked")
+	for _, m := range r.members {
+		m.Stop()
+		m.isDown = true
+	}
+	for _, m := range r.managers {
+		r.wantResults(m, r.wantAuthors(m))
+	}
 	r.wantNothingLeft()
 	stage("searched")
 	r.t.Logf("%d calls on %d objects:\n%s", r.history.total(), len(r.history.calls), r.history.summary())

@@ -3,6 +3,8 @@ package history
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
@@ -74,6 +76,7 @@ func (r *run) observe(ctx context.Context) {
 			r.wantNoPorts(m)
 		}
 		r.wantSoundReplica(ctx, r.managers[n%len(r.managers)])
+		r.wantZonesDeclared(ctx, r.managers[n%len(r.managers)])
 	}
 }
 
@@ -90,8 +93,8 @@ func (r *run) wantOnlySecretsOfZone(m *member) {
 			switch {
 			case !ok || !known:
 				r.violated("I7", "a task on %s has as %s what nobody wrote, %d bytes", m.Name, f.target, len(f.value))
-			case !p.mayEnter(m.zone):
-				r.violated("I6", "a task on %s, of zone %s, has secret %s of %v", m.Name, m.zone, name, p.zones)
+			case !slices.ContainsFunc(m.zones.now(), p.mayEnter):
+				r.violated("I6", "a task on %s, of zone %v, has secret %s of %v", m.Name, m.zones.now(), name, p.zones)
 			case !strings.HasPrefix(f.target, name+"."):
 				r.violated("I7", "a task on %s has secret %s as %s", m.Name, name, f.target)
 			}
@@ -140,16 +143,16 @@ func (r *run) wantSoundReplica(ctx context.Context, m *member) {
 		}
 		lists[kind], index = reply, reply.Index
 	}
-	zoneOf := map[string]string{}
+	zonesOf := map[string]*whereabouts{}
 	for _, n := range r.nodes.ever() {
-		zoneOf[n.id] = n.zone
+		zonesOf[n.id] = n.zones
 	}
 	joined := map[string]uint64{}
 	for _, o := range lists[api.Kind_KIND_NODE].Objects {
 		n := o.GetNode()
 		joined[n.TokenId]++
-		if zone, ok := zoneOf[n.Id]; ok && zone != n.Zone {
-			r.violated("I1", "node %s joined into zone %s and is in %s", n.Id, zone, n.Zone)
+		if zones, ok := zonesOf[n.Id]; ok && !zones.has(n.Zone) {
+			r.violated("I1", "node %s joined or was moved into %v and is in %s", n.Id, zones.now(), n.Zone)
 		}
 	}
 	for _, o := range lists[api.Kind_KIND_TOKEN].Objects {
@@ -167,8 +170,8 @@ func (r *run) wantSoundReplica(ctx context.Context, m *member) {
 	}
 	for _, o := range lists[api.Kind_KIND_TASK].Objects {
 		t := o.GetTask()
-		if zone, ok := zoneOf[t.NodeId]; ok && zone != t.Spec.Zone {
-			r.violated("I6", "task %s of zone %s is on node %s of zone %s", t.Id, t.Spec.Zone, t.NodeId, zone)
+		if zones, ok := zonesOf[t.NodeId]; ok && !zones.has(t.Spec.Zone) {
+			r.violated("I6", "task %s of zone %s is on node %s of %v", t.Id, t.Spec.Zone, t.NodeId, zones.now())
 		}
 		for _, s := range t.Spec.Secrets {
 			if p, ok := places[s.SecretName]; ok && !p.mayEnter(t.Spec.Zone) {
@@ -256,7 +259,8 @@ func (c *client) readEverything() {
 		for _, n := range c.nodes.ever() {
 			c.must(func() bool { return c.readNodes(at, n) })
 		}
-		c.must(func() bool { return c.readLock(at) })
+		c.must(func() bool { return c.readZones(at) })
+		c.must(func() bool { return c.readCluster(at) })
 	}
 }
 
@@ -427,6 +431,7 @@ func (c *client) wantLocked() {
 		}
 	}
 	for _, m := range c.managers {
+		c.wantAuthors(m)
 		m.Start()
 		m.isDown = false
 		info := c.awaitAnswer(m)
@@ -481,21 +486,16 @@ func (c *client) wantGuestsServed() {
 	}
 	from := c.workers[0].Host
 	for _, g := range dead[max(0, len(dead)-3):] {
-		for _, at := range c.managers {
-			s, ended, stop, err := g.open(from, at.Host)
-			if err != nil {
-				continue // refused in the handshake
-			}
-			select {
-			case <-ended:
-			case <-time.After(limit):
-				c.violated("I4", "%s keeps a session with node %s, which was removed", at.Name, g.grant.NodeId)
-			}
-			stop()
-			if n := s.asked.Load(); n > 0 {
-				c.violated("I4", "%s asks node %s, which was removed, what it is, %d times", at.Name, g.grant.NodeId, n)
-			}
+		root, err := x509.ParseCertificate(g.grant.Chain[len(g.grant.Chain)-1])
+		if err != nil {
+			c.t.Fatal(err)
 		}
+		for _, at := range c.managers {
+			c.wantToldOnly(at, g.grant.NodeId, from, tls.Certificate{Certificate: g.grant.Chain, PrivateKey: g.key}, root)
+		}
+	}
+	for _, s := range c.stolen {
+		c.wantShut(s, c.managers...)
 	}
 	for _, g := range live[max(0, len(live)-1):] { // which proves that the above can fail; and a session ends with the eviction
 		at := c.managers[c.rand.IntN(len(c.managers))]
@@ -524,6 +524,48 @@ func (c *client) wantGuestsServed() {
 			c.violated("I4", "%s keeps the session of node %s beyond its eviction", at.Name, n.id)
 		}
 		stop()
+	}
+}
+
+// wantNewLeaves waits until all hosts have a leaf of the present issuing CA, and managers present it: rotations come to an end, and what
+// expired meanwhile was renewed.
+func (c *client) wantNewLeaves() {
+	testcluster.Await(c.t, limit, func() error {
+		at := c.managers[0]
+		cluster, err := at.control.List(c.t.Context(), &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
+		if err != nil {
+			return err
+		}
+		nodes, err := at.control.List(c.t.Context(), &api.ListRequest{Kind: api.Kind_KIND_NODE})
+		if err != nil {
+			return err
+		}
+		want := cluster.Objects[0].GetCluster()
+		for _, o := range nodes.Objects {
+			n := o.GetNode()
+			i := slices.IndexFunc(c.members, func(m *member) bool { return m.id == n.Id })
+			if i >= 0 && (n.LeafGeneration != want.IssuingGeneration || n.LeafNotAfterNs < time.Now().UnixNano()) {
+				return fmt.Errorf("%s has a leaf of issuing CA %d until %s, want %d", n.Hostname, n.LeafGeneration, time.Unix(0, n.LeafNotAfterNs), want.IssuingGeneration)
+			}
+		}
+		return nil
+	})
+}
+
+// wantToldOnly: a manager asks a node that was removed nothing, and hangs up.
+func (r *run) wantToldOnly(at *member, nodeID string, from *bed.Host, cert tls.Certificate, root *x509.Certificate) {
+	s, ended, stop, err := openSession(from, at.Host, cert, root)
+	if err != nil {
+		return // refused in the handshake
+	}
+	select {
+	case <-ended:
+	case <-time.After(limit):
+		r.violated("I4", "%s keeps a session with node %s, which was removed", at.Name, nodeID)
+	}
+	stop()
+	if n := s.asked.Load(); n > 0 {
+		r.violated("I4", "%s asks node %s, which was removed, what it is, %d times", at.Name, nodeID, n)
 	}
 }
 
@@ -557,15 +599,11 @@ func (c *client) removeServices() {
 	})
 }
 
-// wantNothingLeft stops all daemons and searches every byte that is left: logs, disks, and all that is in memory as files (I8, I10),
+// wantNothingLeft searches, when all daemons have ended, every byte that is left: logs, disks, and all that is in memory as files (I8, I10),
 // and for the keys of nodes elsewhere than where they belong (I3).
 func (r *run) wantNothingLeft() {
 	r.plantEncoded()
 	for _, m := range r.members {
-		if !m.isDown {
-			m.Stop()
-			m.isDown = true
-		}
 		own := filepath.Join(m.State(), "identity/node.key")
 		b, err := os.ReadFile(own)
 		if err != nil {

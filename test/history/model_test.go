@@ -168,7 +168,7 @@ const noSecret warden.Code = "not-found: secret"
 type tokenState struct {
 	Max, Uses uint64
 	Revoked   bool
-	keys      string // " 17 18 ", tags of the keys that joined; no read sees it
+	keys      string // " 17 18 ", sorted tags of the keys that joined: in whatever order, it is one state; no read sees it
 }
 
 // tokenModel is model but for reads, which see less than there is, and for joins at managers that are behind: these admit and refuse
@@ -179,6 +179,9 @@ var tokenModel = func() porcupine.Model {
 		switch {
 		case c.Verb == "mint":
 			return tokenState{Max: c.Number}, 0, ""
+		case c.Verb == "purge": // of all tokens that still admit somebody
+			s.Revoked = s.Revoked || s.Max == 0 || s.Uses < s.Max
+			return s, 0, ""
 		case c.Verb == "revoke":
 			s.Revoked = true
 			return s, 0, ""
@@ -190,7 +193,9 @@ var tokenModel = func() porcupine.Model {
 			return s, 0, warden.CodeUsedUp
 		case c.Verb == "join":
 			s.Uses++
-			s.keys += key
+			keys := append(strings.Fields(s.keys), strings.TrimSpace(key))
+			slices.Sort(keys)
+			s.keys = " " + strings.Join(keys, " ") + " "
 			return s, 0, ""
 		}
 		panic(c.Verb)
@@ -237,27 +242,52 @@ func nodeModel(init nodeState) porcupine.Model {
 	}, warden.CodeNoQuorum, warden.CodeConflict, warden.CodeInUse, warden.CodeInvalid)
 }
 
-// lockState is the lock of the cluster; its zero value is off.
+// lockState is the lock of the cluster, and the generation of the keys that managers seal their state with.
 type lockState struct {
 	On    bool
 	KeyID string
+	DEK   uint64
 }
 
-var lockModel = model(lockState{}, func(s lockState, c call) (lockState, uint64, warden.Code) {
-	switch {
-	case c.Verb == "on" && s.On:
-		return s, 0, warden.CodeExists
-	case c.Verb == "on":
-		return lockState{true, c.Word}, 0, ""
-	case c.Verb == "rotate" && !s.On:
-		return s, 0, warden.CodeInvalid
-	case c.Verb == "rotate":
-		return lockState{true, c.Word}, 0, ""
-	case c.Verb == "off":
-		return lockState{}, 0, ""
+// lockModel begins with the state that the cluster was made with.
+func lockModel(init lockState) porcupine.Model {
+	return model(init, func(s lockState, c call) (lockState, uint64, warden.Code) {
+		switch {
+		case c.Verb == "on" && s.On:
+			return s, 0, warden.CodeExists
+		case c.Verb == "rotate" && !s.On:
+			return s, 0, warden.CodeInvalid
+		case c.Verb == "on", c.Verb == "rotate":
+			return lockState{true, c.Word, s.DEK + 1}, 0, ""
+		case c.Verb == "rotate-dek":
+			s.DEK++
+			return s, 0, ""
+		case c.Verb == "off":
+			return lockState{DEK: s.DEK}, 0, ""
+		}
+		panic(c.Verb)
+	}, warden.CodeConflict)
+}
+
+// issuingModel is the generation of the issuing CA: it never falls, each rotation raises it, and so does the removal of a manager, which
+// is written down nowhere.
+func issuingModel(init uint64) porcupine.Model {
+	m := model(init, func(s uint64, c call) (uint64, uint64, warden.Code) { return s + 1, 0, "" }, warden.CodeConflict)
+	step := m.Step
+	m.Step = func(state, input, output any) (bool, any) {
+		if input.(call).Verb == read {
+			seen := output.(reply).State.(uint64)
+			return seen >= state.(uint64), seen
+		}
+		return step(state, input, output)
 	}
-	panic(c.Verb)
-}, warden.CodeConflict)
+	return m
+}
+
+// ttlModel is the life of certificates.
+func ttlModel(init uint64) porcupine.Model {
+	return model(init, func(_ uint64, c call) (uint64, uint64, warden.Code) { return c.Number, 0, "" }, warden.CodeConflict)
+}
 
 // history is what all clients did, by object. Safe for concurrent use.
 type history struct {

@@ -37,6 +37,13 @@ type joinToken struct {
 	guests       []*guest
 }
 
+// usedUp reports whether as many joins were tried as it has uses.
+func (t *joinToken) usedUp() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.max > 0 && t.joins >= t.max
+}
+
 // guest is a node that joined and is no daemon: its key is here.
 type guest struct {
 	token   *joinToken
@@ -73,12 +80,20 @@ func (c *client) token(at *member) bool {
 		leaving := again.leaving
 		again.mu.Unlock()
 		return leaving || c.join(at, t, again)
-	case n < 48:
+	case n < 51:
+		if t.usedUp() { // nothing would be seen of it
+			return c.readToken(at, t)
+		}
 		_, sent := c.record(t.object, call{Verb: "revoke"}, patience, func(ctx context.Context) (uint64, any, error) {
 			_, err := at.control.RevokeToken(ctx, &api.ReferenceRequest{Reference: t.token.ID})
 			return 0, nil, err
 		})
 		return sent && c.joinAtOnce(t) // where it may not be known yet
+	case n < 55:
+		c.misled(t)
+		return true
+	case n < 59:
+		return c.strayed(at, t)
 	default:
 		return c.readToken(at, t)
 	}
@@ -116,7 +131,7 @@ func (c *client) readToken(at *member, t *joinToken) bool {
 func (c *client) mint(at *member) bool {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	t := &joinToken{zone: zones[c.rand.IntN(len(zones))], max: c.rand.Uint64N(4)}
+	t := &joinToken{zone: zones[c.rand.IntN(len(zones))], max: c.rand.Uint64N(4) * c.rand.Uint64N(3)}
 	began := c.history.now()
 	minted, err := at.control.CreateToken(ctx, &api.CreateTokenRequest{Role: api.Role_ROLE_WORKER, UsesMax: t.max, Zone: t.zone})
 	out, sent := c.outcome(err)
@@ -134,7 +149,7 @@ func (c *client) mint(at *member) bool {
 	c.history.add(c.n, t.object, call{Verb: "mint", Number: t.max}, began, out)
 	c.tokens.add(t)
 	if c.mayBePurged(began) {
-		c.history.add(c.n, t.object, call{Verb: "revoke"}, began, reply{Unknown: true})
+		c.history.add(c.n, t.object, call{Verb: "purge"}, began, reply{Unknown: true})
 	}
 	return true
 }
@@ -154,21 +169,24 @@ func (c *client) join(at *member, t *joinToken, again *guest) bool {
 		t.guests = append(t.guests, g)
 		t.mu.Unlock()
 	}
-	from := c.members[c.rand.IntN(len(c.members))]
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	began, dialled := c.history.now(), false
-	grant, err := join.Join(ctx, at.Address(), t.token, join.Request{Key: g.key, Hostname: fmt.Sprintf("guest%d", g.tag)}, func(ctx context.Context, addr string) (conn net.Conn, err error) {
-		err = inNetwork(from.Host, func() (err error) {
-			conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
-			return err
-		})
+	var dials []string
+	dial := dialFrom(c.members[c.rand.IntN(len(c.members))])
+	grant, err := join.Join(ctx, at.Address(), t.token, join.Request{Key: g.key, Hostname: fmt.Sprintf("guest%d", g.tag)}, func(ctx context.Context, addr string) (net.Conn, error) {
+		dials = append(dials, addr)
+		conn, err := dial(ctx, addr)
 		dialled = err == nil
 		return conn, err
 	})
+	c.wantOneWay(at, dials)
 	out := reply{Code: warden.CodeOf(err)}
 	switch out.Code {
 	case "", warden.CodeUsedUp, warden.CodeRevoked:
+	case warden.CodeWrongRoot, warden.CodeWrongRole, warden.CodeWrongCluster:
+		c.violated("I2", "%s is not taken for a manager of the cluster: %v", at.Name, err)
+		return true
 	default:
 		if !dialled || strings.Contains(err.Error(), "shaking hands") {
 			return false
@@ -198,7 +216,7 @@ func (r *run) joined(g *guest, grant *api.JoinGrant) {
 	g.mu.Unlock()
 	switch {
 	case first == nil:
-		r.nodes.add(&node{id: grant.NodeId, zone: grant.Zone, object: "node/" + grant.NodeId, guest: g}, r.history, nodeState{"active", "worker"})
+		r.nodes.add(&node{id: grant.NodeId, zones: in(grant.Zone), object: "node/" + grant.NodeId, guest: g}, r.history, nodeState{"active", "worker"})
 	case first.NodeId != grant.NodeId:
 		r.violated("I1", "a key that joined as node %s joined again as node %s", first.NodeId, grant.NodeId)
 	}
@@ -206,10 +224,11 @@ func (r *run) joined(g *guest, grant *api.JoinGrant) {
 
 // node is one that calls are made on.
 type node struct {
-	id, zone, object string
-	guest            *guest      // nil: a host of the bed
-	wasManager       atomic.Bool // or may have been
-	isGone           atomic.Bool // it was removed, for sure
+	id, object string
+	zones      *whereabouts // all that it was in
+	guest      *guest       // nil: a host of the bed
+	wasManager atomic.Bool  // or may have been
+	isGone     atomic.Bool  // it was removed, for sure
 }
 
 // node makes a call on a node.
@@ -304,6 +323,17 @@ func (c *client) readNodes(at *member, one ...*node) bool {
 	return true
 }
 
+// dialFrom dials from the network of a host.
+func dialFrom(m *member) func(ctx context.Context, addr string) (net.Conn, error) {
+	return func(ctx context.Context, addr string) (conn net.Conn, err error) {
+		err = inNetwork(m.Host, func() (err error) {
+			conn, err = new(net.Dialer).DialContext(ctx, "tcp", addr)
+			return err
+		})
+		return conn, err
+	}
+}
+
 // inNetwork calls f in the network of a host. f opens its sockets in its own goroutine.
 func inNetwork(h *bed.Host, f func() error) error {
 	failed := make(chan error, 1)
@@ -388,9 +418,14 @@ func (g *guest) open(from, at *bed.Host) (s *session, ended <-chan struct{}, sto
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	return openSession(from, at, tls.Certificate{Certificate: grant.Chain, PrivateKey: g.key}, root)
+}
+
+// openSession opens a session with a manager by a certificate. It ends when the manager closes it, or by stop.
+func openSession(from, at *bed.Host, cert tls.Certificate, root *x509.Certificate) (s *session, ended <-chan struct{}, stop func(), err error) {
 	var conn net.Conn
 	err = inNetwork(from, func() error {
-		c, err := door.Dial(context.Background(), at.Address(), warden.DoorNode, &tls.Certificate{Certificate: grant.Chain, PrivateKey: g.key}, door.Expect{Root: root, Loose: true})
+		c, err := door.Dial(context.Background(), at.Address(), warden.DoorNode, &cert, door.Expect{Root: root, Loose: true})
 		conn = c
 		return err
 	})

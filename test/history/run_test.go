@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	mathrand "math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,6 +24,7 @@ import (
 	"warden/internal/courier"
 	"warden/internal/leaktest"
 	"warden/internal/testcluster"
+	"warden/internal/thief"
 	"warden/test/bed"
 )
 
@@ -32,9 +34,9 @@ func TestMain(m *testing.M) {
 }
 
 const (
-	clients   = 9
-	limit     = time.Minute // for what takes moments on a quiet machine
-	lockEvery = 4 * time.Second
+	clients     = 9
+	limit       = time.Minute // for what takes moments on a quiet machine
+	changeEvery = 2500 * time.Millisecond
 
 	valueBytes = 128 // of the value of a secret, and as many more as its tag says: reads show the size
 	callsMax   = 150 // on one object; then it makes room for a new one
@@ -47,10 +49,11 @@ var zones = []string{warden.DefaultZone, "vault"}
 // member is a host of the cluster.
 type member struct {
 	*bed.Host
-	connection
-	zone   string
-	id     string // of its node; only the test's own goroutine uses it
-	isDown bool   // its daemon was ended; as id
+	connection              // of the test's own user
+	other      connection   // of another one
+	zones      *whereabouts // where its tasks are
+	id         string       // of its node; only the test's own goroutine uses it
+	isDown     bool         // its daemon was ended; as id
 }
 
 // run is one cluster and what is done to it.
@@ -62,8 +65,11 @@ type run struct {
 	members           []*member // both
 	canary            string    // that all values of secrets begin with
 	secrets, services *pool
+	zones             *pool // that come and go
+	users             zoneUsers
 	tokens            tokenPool
 	nodes             nodePool
+	authors           authors
 	tags, readers     atomic.Uint64
 	diskFull          atomic.Bool // somewhere: calls may fail for that
 
@@ -71,9 +77,11 @@ type run struct {
 	secret   map[string]string // what nobody may find anywhere, and what it is
 	needles  *needles          // of these; nil: made when needed
 	keys     map[string]string // unlock keys, by ID
-	locked   time.Time         // when the lock was changed last
+	changed  time.Time         // when a client changed the cluster last
+	changes  []string          // what clients are to change of the cluster next
 	observed map[string]bool   // what was said to be violated: each is said once
 	purges   []purge
+	stolen   []thief.Member // of managers that were removed
 }
 
 // violated fails the test: an invariant does not hold. Any goroutine may call it.
@@ -128,15 +136,20 @@ func (r *run) newUnlockKey() (id string, recipient []byte) {
 	return to.KeyID(), to[:]
 }
 
-// mayLock lets one client change the lock, now and then.
-func (r *run) mayLock() bool {
+// changeOfCluster returns what a client is to change of the cluster now: each in turn, in an order that is drawn. "": nothing.
+func (r *run) changeOfCluster(rand *mathrand.Rand) (what string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if time.Since(r.locked) < lockEvery {
-		return false
+	if time.Since(r.changed) < changeEvery {
+		return ""
 	}
-	r.locked = time.Now()
-	return true
+	r.changed = time.Now()
+	if len(r.changes) == 0 {
+		r.changes = []string{"on", "rotate", "off", "rotate-dek", "rotate-issuing", "rotate-issuing", "ttl"}
+		rand.Shuffle(len(r.changes), func(i, j int) { r.changes[i], r.changes[j] = r.changes[j], r.changes[i] })
+	}
+	what, r.changes = r.changes[0], r.changes[1:]
+	return what
 }
 
 // place is a name in a pool and the zones that it is for; none: all.
@@ -182,6 +195,16 @@ func (p *pool) pick(intN func(int) int) place {
 		p.renew(i)
 	}
 	return p.now[i]
+}
+
+// more returns a new name that no other client gets.
+func (p *pool) more(zones ...string) place {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	made := place{fmt.Sprintf("%s-%d", p.kind, len(p.made)+1), zones}
+	p.history.object(p.kind+"/"+made.name, p.model)
+	p.made = append(p.made, made)
+	return made
 }
 
 func (p *pool) names() (all []string) {
@@ -313,7 +336,7 @@ func newRun(t *testing.T) *run {
 	r.plant("the value of a secret", r.canary)
 	r.secrets = newPool("secret", h, secretModel, nil, nil, zones[:1], zones[1:])
 	r.services = newPool("service", h, serviceModel, zones[:1], zones[:1], zones[1:])
-	h.object("cluster/lock", lockModel)
+	r.zones = newPool("zone", h, zoneModel, nil, nil)
 
 	m, w := b.Cluster(3, 2, bed.WithDisk(96<<20))
 	m[0].Ctl("zone", "create", zones[1])
@@ -321,23 +344,42 @@ func newRun(t *testing.T) *run {
 	extra[0].Join(m[0].Token("--zone", zones[1], "worker"), m[0])
 	b.AwaitReady(m[0], 6)
 	for _, h := range append(append(slices.Clone(m), w...), extra...) {
-		one := &member{Host: h, connection: r.connect(h), zone: warden.DefaultZone}
+		for _, dir := range []string{b.Dir, filepath.Join(b.Dir, h.Name)} {
+			if err := os.Chmod(dir, 0o710); err != nil { // so that the group may reach the socket
+				t.Fatal(err)
+			}
+		}
+		one := &member{Host: h, connection: r.connect(h, os.Getuid()), other: r.connect(h, otherUser), zones: in(warden.DefaultZone)}
 		if h == extra[0] {
-			one.zone = zones[1]
+			one.zones = in(zones[1])
 		}
 		r.members = append(r.members, one)
 	}
 	r.managers, r.workers = r.members[:3], r.members[3:]
+	testcluster.Await(t, limit, func() error {
+		reply, err := r.managers[0].control.List(t.Context(), &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
+		if err == nil {
+			c := reply.Objects[0].GetCluster()
+			h.object("cluster/lock", lockModel(lockState{DEK: c.DekGeneration}))
+			h.object("cluster/issuing", issuingModel(c.IssuingGeneration))
+			h.object("cluster/ttl", ttlModel(uint64(c.LeafTtlNs)))
+		}
+		return err
+	})
 	var reply *api.ListReply
 	testcluster.Await(t, limit, func() (err error) {
 		reply, err = r.managers[0].control.List(t.Context(), &api.ListRequest{Kind: api.Kind_KIND_NODE})
 		return err
 	})
+	r.authors.from = reply.Index
 	for _, o := range reply.Objects {
 		n := o.GetNode()
 		i := slices.IndexFunc(r.members, func(m *member) bool { return m.Name == n.Hostname })
 		r.members[i].id = n.Id
-		r.nodes.add(&node{id: n.Id, zone: n.Zone, object: "node/" + n.Id}, h, nodeState{n.Availability.Word(), n.DesiredRole.Word()})
+		r.authors.is(n.Hostname, n.Id)
+		made := &node{id: n.Id, zones: in(n.Zone), object: "node/" + n.Id}
+		made.wasManager.Store(n.WasManager)
+		r.nodes.add(made, h, nodeState{n.Availability.Word(), n.DesiredRole.Word()})
 	}
 	return r
 }
@@ -412,7 +454,7 @@ func unlockWith(ctx context.Context, m *member, info *api.InfoReply, key string)
 	return err
 }
 
-// purge is the removal of a node that was a manager, which revokes all tokens.
+// purge is the removal of a node that was a manager, which revokes all tokens that have a use left.
 type purge struct{ began, ended int64 }
 
 // purged notes a purge that has just ended, and writes down what it means for each token: before is those of its begin.
@@ -421,7 +463,7 @@ func (r *run) purged(c *client, began int64, unknown bool, before []*joinToken) 
 	r.purges = append(r.purges, purge{began, r.history.now()})
 	r.mu.Unlock()
 	for _, t := range r.tokens.ever() {
-		r.history.add(c.n, t.object, call{Verb: "revoke"}, began, reply{Unknown: unknown || !slices.Contains(before, t)})
+		r.history.add(c.n, t.object, call{Verb: "purge"}, began, reply{Unknown: unknown || !slices.Contains(before, t)})
 	}
 }
 
