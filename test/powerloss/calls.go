@@ -70,7 +70,9 @@ func (tr *Tracer) decode(tid int, i info) func(result int64) {
 			tr.refuseFD(tid, a[4], "mmap for writing")
 		}
 	case unix.SYS_COPY_FILE_RANGE:
-		tr.refuseFD(tid, a[2], "copy_file_range")
+		return tr.copyRange(tid, a)
+	case unix.SYS_BIND:
+		return tr.bind(tid, a[1], a[2])
 	case unix.SYS_SENDFILE, unix.SYS_PWRITEV, unix.SYS_PWRITEV2:
 		tr.refuseFD(tid, a[0], "sendfile or pwritev")
 	case unix.SYS_SPLICE:
@@ -197,7 +199,7 @@ func (tr *Tracer) chmod(path string) func(int64) {
 
 func (tr *Tracer) write(tid int, i info) func(int64) {
 	a := i.args
-	if i.nr == unix.SYS_WRITE && a[0] == NoteFD {
+	if i.nr == unix.SYS_WRITE && a[0] == NoteFD && tr.isNotes(tid) {
 		return func(n int64) {
 			tr.add(Op{Kind: Note, Text: strings.TrimSuffix(string(tr.read(tid, a[1], int(n))), "\n")})
 		}
@@ -220,6 +222,54 @@ func (tr *Tracer) write(tid int, i info) func(int64) {
 			tr.add(o)
 		}
 	}
+}
+
+// isNotes reports whether the descriptor of notes is what it was when the process began: those that it starts have another there.
+func (tr *Tracer) isNotes(tid int) bool {
+	path, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%d", tid, NoteFD))
+	return err == nil && path == os.DevNull
+}
+
+// copyRange records what a copy has written.
+func (tr *Tracer) copyRange(tid int, a [6]uint64) func(int64) {
+	id, ok := tr.fd(tid, a[2])
+	if !ok {
+		return nil
+	}
+	if a[3] != 0 {
+		tr.refuse("copy_file_range to an offset")
+	}
+	return func(n int64) {
+		if n == 0 {
+			return
+		}
+		o := Op{Kind: Write, File: id, Off: tr.position(tid, a[2]) - n, Data: make([]byte, n)}
+		f, err := os.Open(fmt.Sprintf("/proc/%d/fd/%d", tid, int32(a[2])))
+		if err == nil {
+			defer f.Close()
+			_, err = f.ReadAt(o.Data, o.Off)
+		}
+		if err != nil {
+			tr.refuse("reading what was copied: %v", err)
+		}
+		tr.add(o)
+	}
+}
+
+// bind makes a socket with a name.
+func (tr *Tracer) bind(tid int, at, size uint64) func(int64) {
+	if size < 3 {
+		return nil
+	}
+	b := tr.read(tid, at, 3)
+	if binary.NativeEndian.Uint16(b) != unix.AF_UNIX || b[2] == 0 {
+		return nil
+	}
+	path, ok := tr.path(tid, atCWD, at+2)
+	if !ok {
+		return nil
+	}
+	return tr.create(path)
 }
 
 // vector reads the first n bytes of an array of struct iovec.

@@ -294,12 +294,8 @@ func init() {
 	}
 	// live starts the daemon on what a crash left, unlocks it, and wants it to follow its lock and take changes. The notes come in a file.
 	sequences["live"] = func(base string, _ func(string, ...any)) error {
-		b, err := os.ReadFile(filepath.Join(base, "notes"))
+		notes, err := readNotes(base)
 		if err != nil {
-			return err
-		}
-		var notes []string
-		if err := json.Unmarshal(b, &notes); err != nil {
 			return err
 		}
 		m, err := run(base)
@@ -400,6 +396,15 @@ func followed(notes []string) (stage int) {
 		_, _ = fmt.Sscanf(n, "followed %d", &stage)
 	}
 	return stage
+}
+
+// readNotes returns the notes that live was given.
+func readNotes(base string) (notes []string, err error) {
+	b, err := os.ReadFile(filepath.Join(base, "notes"))
+	if err == nil {
+		err = json.Unmarshal(b, &notes)
+	}
+	return notes, err
 }
 
 // liveBy returns a check that runs in a process of its own.

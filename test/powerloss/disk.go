@@ -3,7 +3,6 @@ package powerloss
 import (
 	"crypto/sha256"
 	"fmt"
-	"io/fs"
 	"iter"
 	"maps"
 	"math/rand/v2"
@@ -53,8 +52,8 @@ func (r *Record) Kept(n int) Tree {
 // Points returns after how many operations, from or more, power can be lost in a way of its own.
 func (r *Record) Points(from int) (points []int) {
 	for n := from; n <= len(r.Ops); n++ {
-		if n < len(r.Ops) && r.Ops[n].Kind == Note {
-			continue // the same trees come again after the note, and promise more
+		if n < len(r.Ops) && (r.Ops[n].Kind == Note || r.isBeside(r.Ops[n])) {
+			continue // the same trees come again after it, and promise more
 		}
 		if n > from && (r.Ops[n-1].Kind == Sync || r.Ops[n-1].Kind == DataSync) {
 			continue // all that it can leave could be there before it
@@ -64,8 +63,8 @@ func (r *Record) Points(from int) (points []int) {
 	return points
 }
 
-// States returns each distinct tree that a loss of power may leave at the points, with the highest of them where that can be: the
-// more a process had been told was done, the more must be there. seed draws the combinations where there are too many to try all.
+// States returns each distinct tree that a loss of power may leave at the points, what is beside aside, with the highest of them where that
+// can be: the more a process had been told was done, the more must be there. seed draws the combinations where there are too many to try all.
 func (r *Record) States(points []int, seed uint64) iter.Seq[State] {
 	type made struct {
 		ops     int
@@ -89,7 +88,7 @@ func (r *Record) States(points []int, seed uint64) iter.Seq[State] {
 		for _, fates := range combinations(r, pending, rng) {
 			d := base.clone()
 			d.do(r.Ops[first:n], first, fates)
-			sum := d.sum()
+			sum := d.sum(r.beside)
 			if _, ok := states[sum]; !ok {
 				order = append(order, sum)
 			}
@@ -111,6 +110,9 @@ func (r *Record) States(points []int, seed uint64) iter.Seq[State] {
 // pending returns the pieces of the first n operations that are not durable, in order.
 func (r *Record) pending(n int) (pieces []piece) {
 	for i, o := range r.Ops[:n] {
+		if r.isBeside(o) {
+			continue
+		}
 		switch o.Kind {
 		case Note:
 		case SyncAll:
@@ -287,7 +289,7 @@ func (d disk) do(ops []Op, number int, fates map[piece]fate) {
 		case Chmod:
 			if done(i) {
 				n := d.change(o.File)
-				n.mode = n.mode&fs.ModeDir | o.Mode
+				n.mode = n.mode.Type() | o.Mode
 			}
 		}
 	}
@@ -329,13 +331,13 @@ func (n *node) writePiece(off int64, data []byte, f fate) {
 }
 
 // walk calls f for what has a name, a directory before what it holds, in the order of names.
-func (d disk) walk(f func(path string, n *node)) {
+func (d disk) walk(f func(path string, id int)) {
 	var walk func(path string, id int)
 	walk = func(path string, id int) {
-		n := d[id]
-		f(path, n)
-		for _, name := range slices.Sorted(maps.Keys(n.names)) {
-			walk(filepath.Join(path, name), n.names[name])
+		f(path, id)
+		names := d[id].names
+		for _, name := range slices.Sorted(maps.Keys(names)) {
+			walk(filepath.Join(path, name), names[name])
 		}
 	}
 	walk(".", 0)
@@ -343,14 +345,18 @@ func (d disk) walk(f func(path string, n *node)) {
 
 func (d disk) tree() Tree {
 	t := Tree{}
-	d.walk(func(path string, n *node) { t[path] = File{Mode: n.mode, Data: n.data} })
+	d.walk(func(path string, id int) { t[path] = File{Mode: d[id].mode, Data: d[id].data} })
 	return t
 }
 
-// sum returns a hash of all that has a name.
-func (d disk) sum() (sum [32]byte) {
+// sum returns a hash of all that has a name and is not beside.
+func (d disk) sum(beside map[int]bool) (sum [32]byte) {
 	h := sha256.New()
-	d.walk(func(path string, n *node) {
+	d.walk(func(path string, id int) {
+		if beside[id] {
+			return
+		}
+		n := d[id]
 		if n.sum == nil {
 			of := sha256.Sum256(n.data)
 			n.sum = of[:]

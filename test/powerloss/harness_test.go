@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"warden/executor/docker"
 	"warden/executor/process"
 	"warden/internal/leaktest"
 	"warden/test/powerloss"
@@ -33,6 +34,7 @@ type child struct{ Sequence, Base string }
 
 func TestMain(m *testing.M) {
 	process.Main(os.Args) // of tasks
+	docker.Main(os.Args)  // and of containers
 	if told := os.Getenv(childVar); told != "" {
 		var c child
 		if err := json.Unmarshal([]byte(told), &c); err != nil {
@@ -68,6 +70,9 @@ type attack struct {
 	kills, losses int
 	isOwnNetwork  bool // of the processes
 	isShared      bool // other processes write there too: nothing is known of losses of power
+	isFollowed    bool // other processes, which it starts, write there too and lose power with it
+	// beside is a folder of base that is another machine's, or "": a loss of power in base/state finds it as it was then.
+	beside string
 	// again is a sequence that runs after as many of the kills, on what they left, before power is lost. "": none.
 	again  string
 	agains int // 0: after all
@@ -97,7 +102,7 @@ func (a attack) run(t *testing.T) {
 		t.Fatalf("unharmed: %v", err)
 	}
 	start := time.Now()
-	kills := s.kills(full.Record.Ops)
+	kills := s.kills(full.Record.Own())
 	killTime := time.Since(start)
 	if a.isShared {
 		t.Logf("%d operations, killed after %d of them in %s", len(full.Record.Ops), kills, killTime.Round(time.Millisecond))
@@ -160,8 +165,12 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	tr, err := powerloss.Trace{Argv: []string{os.Args[0]}, Env: append(os.Environ(), childVar+"="+string(told), "GORACE=atexit_sleep_ms=0"), Root: state(base), KillAt: killAt,
-		IsShared: s.isShared, IsOwnNetwork: s.isOwnNetwork, Limit: limit, After: after}.Run()
+	how := powerloss.Trace{Argv: []string{os.Args[0]}, Env: append(os.Environ(), childVar+"="+string(told), "GORACE=atexit_sleep_ms=0"), Root: state(base), KillAt: killAt,
+		IsShared: s.isShared, IsOwnNetwork: s.isOwnNetwork, IsFollowed: s.isFollowed, Limit: limit, After: after}
+	if s.beside != "" && killAt == 0 {
+		how.Root, how.Beside = base, filepath.Join(base, s.beside)
+	}
+	tr, err := how.Run()
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
 		return tr, false
@@ -169,7 +178,7 @@ func (s *scene) trace(sequence, base string, killAt int, after *powerloss.Tracer
 	if s.isShared {
 		return tr, true
 	}
-	is, err := powerloss.ReadTree(state(base))
+	is, err := powerloss.ReadTree(how.Root)
 	if err != nil {
 		s.t.Errorf("%s, killed after %d: %v", sequence, killAt, err)
 		return tr, false
@@ -277,16 +286,13 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 	}
 	work := func(i int) bool {
 		st := states[pick[i]-1]
-		dir := s.copyWithout(base)
-		if err := st.Tree.WriteTree(state(dir)); err != nil {
-			s.t.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
+		dir := s.copyWith(base, st.Tree)
+		defer func() { os.RemoveAll(dir) }()
 		notes := tr.Record.Notes(st.Ops)
 		err := s.check(dir, notes)
 		if err == nil && s.live != nil && slices.Contains(alive, i+1) {
-			err = errors.Join(os.RemoveAll(state(dir)), st.Tree.WriteTree(state(dir)))
-			if err == nil {
+			err = os.RemoveAll(dir)
+			if dir = s.copyWith(base, st.Tree); err == nil {
 				err = s.live(dir, notes)
 			}
 		}
@@ -309,10 +315,15 @@ func (s *scene) lossesFrom(before string, tr *powerloss.Tracer, base string, fro
 	return len(pick), len(states)
 }
 
-// copyWithout returns a copy of the folder without its state.
-func (s *scene) copyWithout(base string) string {
+// copyWith returns a copy of the folder with another tree in the place of what was recorded.
+func (s *scene) copyWith(base string, tree powerloss.Tree) string {
+	s.t.Helper()
 	to := s.copy(base)
-	if err := os.RemoveAll(state(to)); err != nil {
+	root := state(to)
+	if s.beside != "" {
+		root = to
+	}
+	if err := errors.Join(os.RemoveAll(root), tree.WriteTree(root)); err != nil {
 		s.t.Fatal(err)
 	}
 	return to
@@ -354,7 +365,7 @@ func (s *scene) each(n int, f func(i int) (ok bool)) {
 	wg.Wait()
 }
 
-// private wants nothing below the state to be open to others.
+// private wants nothing below the state to be open to others but what is public.
 func private(base string) error {
 	return filepath.WalkDir(state(base), func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -364,7 +375,7 @@ func private(base string) error {
 		if err != nil {
 			return err
 		}
-		if info.Mode().Perm()&0o077 != 0 && !strings.Contains(filepath.Base(path), "node.crt") {
+		if name := filepath.Base(path); info.Mode().Perm()&0o077 != 0 && !strings.Contains(name, "node.crt") && name != "gate" {
 			return fmt.Errorf("%s has mode %v", path, info.Mode())
 		}
 		return nil

@@ -13,6 +13,8 @@
 //   - A rename is one step: both of its names change, or neither. An fsync that was acknowledged keeps its word; a sector is
 //     whole. Lost data is zeros or what was there before, never what another file held.
 //
+// A second folder below the root can be another machine's disk (Trace.Beside), of which nothing is lost.
+//
 // It deliberately does not simulate disks that lie about a flush, and knows neither symlinks, extended attributes, renames
 // between directories nor files that are mapped for writing: a trace that has one is an error.
 //
@@ -27,6 +29,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -86,8 +89,26 @@ func (o Op) String() string {
 
 // Record is what was on a disk at first, all of it durable, and what was done to it since.
 type Record struct {
-	Ops   []Op
-	start []*node
+	Ops    []Op
+	start  []*node
+	beside map[int]bool // files and directories of which nothing is lost
+}
+
+// isBeside reports whether an operation is on what is never lost.
+func (r *Record) isBeside(o Op) bool {
+	switch o.Kind {
+	case Create, Unlink, Rename:
+		return r.beside[o.Dir]
+	case Note, SyncAll:
+		return false
+	default:
+		return r.beside[o.File]
+	}
+}
+
+// Own returns the operations that a loss of power may take back, and the notes.
+func (r *Record) Own() []Op {
+	return slices.DeleteFunc(slices.Clone(r.Ops), r.isBeside)
 }
 
 // Notes returns what the process said in the first n operations, in order.
@@ -119,7 +140,10 @@ type File struct {
 // Tree is what is below a directory, by path; "." is the directory itself.
 type Tree map[string]File
 
-// ReadTree reads what is below dir. Errors: for what is neither a file nor a directory.
+// modeBits are what is known of a mode.
+const modeBits = fs.ModePerm | fs.ModeDir | fs.ModeSocket
+
+// ReadTree reads what is below dir. Errors: for what is neither a file, a directory nor a socket.
 func ReadTree(dir string) (Tree, error) {
 	t := Tree{}
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -130,12 +154,12 @@ func ReadTree(dir string) (Tree, error) {
 		if err != nil {
 			return err
 		}
-		f := File{Mode: info.Mode() & (fs.ModePerm | fs.ModeDir)}
+		f := File{Mode: info.Mode() & modeBits}
 		switch {
 		case info.Mode().IsRegular():
 			f.Data, err = os.ReadFile(path)
-		case !info.IsDir():
-			return fmt.Errorf("%s is neither a file nor a directory", path)
+		case info.Mode()&^modeBits != 0:
+			return fmt.Errorf("%s is neither a file, a directory nor a socket", path)
 		}
 		rel, rerr := filepath.Rel(dir, path)
 		t[rel] = f
@@ -149,9 +173,12 @@ func (t Tree) WriteTree(dir string) error {
 	for _, path := range t.paths() { // a directory comes before what it holds
 		at, f := filepath.Join(dir, path), t[path]
 		var err error
-		if f.Mode.IsDir() {
+		switch f.Mode.Type() {
+		case fs.ModeDir:
 			err = os.Mkdir(at, 0o700)
-		} else {
+		case fs.ModeSocket: // nobody listens
+			err = syscall.Mknod(at, syscall.S_IFSOCK|0o600, 0)
+		default:
 			err = os.WriteFile(at, f.Data, 0o600)
 		}
 		if err = errors.Join(err, os.Chmod(at, f.Mode.Perm())); err != nil {
@@ -196,9 +223,9 @@ type ident struct{ dev, ino uint64 }
 
 func identOf(s *syscall.Stat_t) ident { return ident{uint64(s.Dev), s.Ino} }
 
-// newRecord numbers what is below root.
-func newRecord(root string) (*Record, map[ident]int, error) {
-	r, ids := &Record{}, map[ident]int{}
+// newRecord numbers what is below root. beside is a folder of which nothing is lost, or "".
+func newRecord(root, beside string) (*Record, map[ident]int, error) {
+	r, ids := &Record{beside: map[int]bool{}}, map[ident]int{}
 	at := map[string]int{}
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -208,11 +235,12 @@ func newRecord(root string) (*Record, map[ident]int, error) {
 		if err != nil {
 			return err
 		}
-		id, n := len(r.start), &node{mode: info.Mode() & (fs.ModePerm | fs.ModeDir), names: map[string]int{}}
+		id, n := len(r.start), &node{mode: info.Mode() & modeBits, names: map[string]int{}}
 		if info.Mode().IsRegular() {
 			n.data, err = os.ReadFile(path)
 		}
 		r.start = append(r.start, n)
+		r.beside[id] = isBelow(path, beside)
 		at[path] = id
 		if id > 0 {
 			r.start[at[filepath.Dir(path)]].names[filepath.Base(path)] = id
@@ -221,4 +249,9 @@ func newRecord(root string) (*Record, map[ident]int, error) {
 		return err
 	})
 	return r, ids, err
+}
+
+// isBelow reports whether an absolute path is dir or below it; nothing is below "".
+func isBelow(path, dir string) bool {
+	return dir != "" && (path == dir || strings.HasPrefix(path, dir+"/"))
 }

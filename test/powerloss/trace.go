@@ -24,21 +24,25 @@ const NoteFD = 3
 type Trace struct {
 	Argv, Env []string
 	Root      string        // what is recorded: the directory and all below it, which must be absolute and free of symlinks
-	KillAt    int           // the process is killed after so many operations of its own; 0: never
+	KillAt    int           // after so many operations the process that did the last one is killed; 0: none
 	Limit     time.Duration // it is killed after this long
 	// IsShared says that other processes write below the root too: what is not known is numbered when it is met, and the record does not
 	// tell what is on the disk.
 	IsShared bool
 	// IsOwnNetwork gives the process a network of its own, in which nothing is up. It needs root.
 	IsOwnNetwork bool
-	After        *Tracer // nil, or an earlier process on the same tree, whose record goes on
+	// Beside is a folder below the root that is another machine's disk, or "": what is done there is recorded and never lost.
+	Beside string
+	// IsFollowed says that the processes which it starts are recorded with it; when it ends they are killed, and it alone may write notes.
+	IsFollowed bool
+	After      *Tracer // nil, or an earlier process on the same tree, whose record goes on
 }
 
 // Tracer is a process that is traced, or was.
 type Tracer struct {
 	Record *Record
 	First  int  // operation of the record that is the process's first
-	Killed bool // by KillAt
+	Killed bool // by KillAt, and not one that it started
 	Said   []byte
 
 	t      Trace
@@ -48,7 +52,8 @@ type Tracer struct {
 	err    error
 	inside map[int]func(result int64) // threads in a system call that changes something; at most one
 	held   []int                      // threads that are about to enter one
-	seen   map[int]bool
+	seen   map[int]bool               // threads that have been stopped and are not gone
+	ended  bool                       // the process has: what it started does nothing more
 }
 
 // Run runs the process to its end. Below the root its threads do one operation at a time, so that the record has their order. It
@@ -57,20 +62,34 @@ type Tracer struct {
 func (t Trace) Run() (*Tracer, error) {
 	tr := &Tracer{t: t, inside: map[int]func(int64){}, seen: map[int]bool{}}
 	if t.After != nil {
-		tr.Record, tr.ids = &Record{Ops: slices.Clone(t.After.Record.Ops), start: t.After.Record.start}, t.After.ids
+		last := t.After.Record
+		tr.Record, tr.ids = &Record{Ops: slices.Clone(last.Ops), start: last.start, beside: last.beside}, t.After.ids
 	} else {
 		var err error
-		if tr.Record, tr.ids, err = newRecord(t.Root); err != nil {
+		if tr.Record, tr.ids, err = newRecord(t.Root, t.Beside); err != nil {
 			return nil, err
 		}
 	}
 	tr.First = len(tr.Record.Ops)
 	failed := make(chan error, 1)
-	go func() { // ends with the process; all of ptrace is one thread's
-		runtime.LockOSThread() // and the thread ends with it: what it traces would be killed, if there were anything left
-		failed <- tr.run()
-	}()
+	onThread(func() { failed <- tr.run() })
 	return tr, <-failed
+}
+
+// onThread calls f in a goroutine, on a thread of its own that has no children and ends with f: all of ptrace is one thread's, and what it
+// waits for is its children. It is not the main thread, which never ends and inherits the children of others.
+func onThread(f func()) {
+	go func() {
+		runtime.LockOSThread()
+		if b, _ := os.ReadFile("/proc/thread-self/children"); len(b) > 0 || unix.Gettid() == unix.Getpid() {
+			other := make(chan struct{})
+			onThread(func() { close(other); f() })
+			<-other // another one, as this is held until then
+			runtime.UnlockOSThread()
+			return
+		}
+		f()
+	}()
 }
 
 // Note adds a note as if the process had said it. For what another process was told.
@@ -96,7 +115,7 @@ func (tr *Tracer) run() error {
 	}
 	defer said.Close()
 	defer os.Remove(said.Name())
-	attr := &syscall.SysProcAttr{Ptrace: true, Setpgid: true} // a group of its own: this thread may have other children
+	attr := &syscall.SysProcAttr{Ptrace: true, Setpgid: true}
 	if tr.t.IsOwnNetwork {
 		attr.Cloneflags = syscall.CLONE_NEWNET
 	}
@@ -131,12 +150,16 @@ func (tr *Tracer) loop() (end unix.WaitStatus, err error) {
 		return 0, err
 	}
 	tr.seen[tr.pid] = true
-	if err := unix.PtraceSetOptions(tr.pid, options); err != nil {
+	set := options
+	if tr.t.IsFollowed {
+		set |= unix.PTRACE_O_TRACEFORK | unix.PTRACE_O_TRACEVFORK
+	}
+	if err := unix.PtraceSetOptions(tr.pid, set); err != nil {
 		return 0, err
 	}
 	tr.resume(tr.pid, 0)
 	for {
-		tid, err := unix.Wait4(-tr.pid, &ws, unix.WALL|unix.WNOTHREAD, nil)
+		tid, err := unix.Wait4(-1, &ws, unix.WALL|unix.WNOTHREAD, nil)
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
@@ -145,8 +168,9 @@ func (tr *Tracer) loop() (end unix.WaitStatus, err error) {
 		case err != nil:
 			return 0, err
 		case ws.Exited() || ws.Signaled():
+			delete(tr.seen, tid)
 			if tid == tr.pid {
-				end = ws
+				end, tr.ended = ws, true
 			}
 			delete(tr.inside, tid)
 			tr.release()
@@ -160,10 +184,13 @@ func (tr *Tracer) loop() (end unix.WaitStatus, err error) {
 func (tr *Tracer) stopped(tid int, ws unix.WaitStatus) {
 	first := !tr.seen[tid]
 	tr.seen[tid] = true
+	if tr.ended && first {
+		_ = unix.Kill(tid, unix.SIGKILL)
+	}
 	switch sig := ws.StopSignal(); {
 	case sig == unix.SIGTRAP|0x80:
 		tr.syscall(tid)
-	case sig == unix.SIGTRAP: // a clone, or an exec
+	case sig == unix.SIGTRAP: // a clone, a fork, or an exec
 		tr.resume(tid, 0)
 	case sig == unix.SIGSTOP && first:
 		tr.resume(tid, 0)
@@ -187,7 +214,7 @@ func (tr *Tracer) syscall(tid int) {
 		switch {
 		case done == nil:
 			tr.resume(tid, 0)
-		case len(tr.inside) > 0:
+		case len(tr.inside) > 0 || tr.Killed || tr.ended:
 			tr.held = append(tr.held, tid)
 		default:
 			tr.inside[tid] = done
@@ -200,6 +227,11 @@ func (tr *Tracer) syscall(tid int) {
 		}
 		delete(tr.inside, tid)
 		if at := tr.t.KillAt; at > 0 && len(tr.Record.Ops) > n && len(tr.Record.Ops)-tr.First == at || tr.err != nil {
+			if tr.err == nil && !tr.isOwn(tid) {
+				_ = unix.Kill(tid, unix.SIGKILL) // all of its process
+				tr.release()
+				return
+			}
 			tr.Killed = true
 			_ = unix.Kill(tr.pid, unix.SIGKILL)
 			return
@@ -211,8 +243,20 @@ func (tr *Tracer) syscall(tid int) {
 	}
 }
 
-// release lets the next thread that waits in.
+// isOwn reports whether the thread is one of the process that was started, not of one that this has started.
+func (tr *Tracer) isOwn(tid int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/%d/task/%d", tr.pid, tid))
+	return err == nil
+}
+
+// release lets the next thread that waits in. After the end of the process none waits: all are killed, once what one has begun is done.
 func (tr *Tracer) release() {
+	if tr.ended && len(tr.inside) == 0 {
+		for tid := range tr.seen {
+			_ = unix.Kill(tid, unix.SIGKILL)
+		}
+		return
+	}
 	for len(tr.inside) == 0 && len(tr.held) > 0 && !tr.Killed {
 		tid := tr.held[0]
 		tr.held = tr.held[1:]
@@ -303,12 +347,16 @@ func (tr *Tracer) path(tid int, dirfd, at uint64) (string, bool) {
 		path = filepath.Join(dir, path)
 	}
 	path = filepath.Clean(path)
+	if rest, ok := strings.CutPrefix(path, "/proc/self/fd/"); ok {
+		fd, name, _ := strings.Cut(rest, "/")
+		if dir, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", tid, fd)); err == nil {
+			path = filepath.Join(dir, name)
+		}
+	}
 	return path, tr.below(path)
 }
 
-func (tr *Tracer) below(path string) bool {
-	return path == tr.t.Root || strings.HasPrefix(path, tr.t.Root+"/")
-}
+func (tr *Tracer) below(path string) bool { return isBelow(path, tr.t.Root) }
 
 // fd returns the file of a descriptor, if it is below the root.
 func (tr *Tracer) fd(tid int, fd uint64) (id int, ok bool) {
@@ -355,5 +403,6 @@ func (tr *Tracer) made(path string) (id int, mode os.FileMode) {
 		id = max(id, o.File+1)
 	}
 	tr.ids[identOf(info.Sys().(*syscall.Stat_t))] = id
-	return id, info.Mode() & (os.ModePerm | os.ModeDir)
+	tr.Record.beside[id] = isBelow(path, tr.t.Beside)
+	return id, info.Mode() & modeBits
 }

@@ -1,8 +1,12 @@
 package powerloss_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -15,6 +19,36 @@ import (
 
 	"warden/test/powerloss"
 )
+
+// copied copies a file, for which the kernel is asked to do it.
+func copied(from, to string) error {
+	f, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	g, err := os.OpenFile(to, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(g, f)
+	return errors.Join(err, g.Close())
+}
+
+// listened makes a socket by a path that begins at a descriptor.
+func listened(dir, name string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Net: "unixpacket", Name: fmt.Sprintf("/proc/self/fd/%d/%s", d.Fd(), name)})
+	if err != nil {
+		return err
+	}
+	l.SetUnlinkOnClose(false)
+	return errors.Join(os.Chmod(filepath.Join(dir, name), 0o666), l.Close())
+}
 
 func init() {
 	sequences["calls"] = func(base string, note func(string, ...any)) error {
@@ -32,6 +66,12 @@ func init() {
 			return err
 		}
 		note("a is synced")
+		if err := copied(path("a"), path("copy")); err != nil {
+			return err
+		}
+		if err := listened(dir, "socket"); err != nil {
+			return err
+		}
 		if err := errors.Join(os.Mkdir(path("d"), 0o700), os.Link(path("a"), path("b")), os.Rename(path("b"), path("c")), os.WriteFile(path("d/x"), []byte("x"), 0o600),
 			os.WriteFile(path("d/x"), []byte("y"), 0o600), os.Truncate(path("d/x"), 0), os.WriteFile(path("d/y"), nil, 0o600), os.Rename(path("d"), path("e")),
 			os.WriteFile(path("e/z"), []byte("z"), 0o600), os.Chmod(path("e/z"), 0o400), os.Remove(path("e/y"))); err != nil {
@@ -82,6 +122,10 @@ func TestTrace(t *testing.T) {
 	}
 	full, _ := s.trace("calls", s.copy(s.base), 0, nil)
 	ops := full.Record.Ops
+	tree := full.Record.Kept(len(ops))
+	if f := tree["copy"]; !bytes.HasPrefix(f.Data, []byte("Jello world!?!")) || tree["socket"].Mode != fs.ModeSocket|0o666 {
+		t.Errorf("copy = %.20q, socket has mode %v", f.Data, tree["socket"].Mode)
+	}
 	var kinds []string
 	for _, o := range ops {
 		if k := strings.Fields(o.String())[0]; !slices.Contains(kinds, k) {

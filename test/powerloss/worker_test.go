@@ -278,5 +278,5 @@ func leafOf(id autolock.Identity) (ca.Identity, error) {
 // what its record says.
 func TestNode(t *testing.T) {
 	needRoot(t)
-	attack{sequence: "node", prepare: prepareBy("manager"), check: checkNode, live: liveBy("live node"), lives: -1, kills: 10, isOwnNetwork: true}.run(t)
+	attack{sequence: "node", prepare: prepareBy("manager"), check: checkNode, live: liveBy("live node"), lives: 8, kills: 10, isOwnNetwork: true, beside: "manager"}.run(t)
 }
