@@ -66,7 +66,7 @@ TIMES ?= 20
 flake: setup setup-engine bin/test/warden ## the same tests TIMES times
 	@$(call RUNTESTS,-failfast -count=$(TIMES) -timeout 2h -run '$(RUN)' $(PKGS))
 
-check: ## formatting, vet, lint, generated code fresh
+check: peers-check ## formatting, vet, lint, generated code fresh
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'check: run gofmt'; exit 1; }
 	$(GO) vet $(PKGS)
 	$(GO) vet -tags wardentest . ./daemon ./manager
@@ -89,6 +89,10 @@ PEERS ?=
 peers: ## Warden and SwarmKit at the same work, in turns: a table, also as bin/peers.md, and a chart, bin/peers.svg. `make peers PEERS=-quick`
 	@mkdir -p bin && cd bench/peers && $(GO) build -o ../../bin/peers . && ../../bin/peers -svg ../../bin/peers.svg -md ../../bin/peers.md $(PEERS)
 .PHONY: peers
+
+peers-check: ## vet, and the tests that run no cluster, of bench/peers, which is a module of its own
+	cd bench/peers && $(GO) vet ./... && $(GO) test -short ./...
+.PHONY: peers-check
 
 # Each target begins with its seeds, with what fuzz/testdata has for it, and with what earlier runs found (in Go's build cache).
 FUZZTIME ?= 30s

@@ -35,6 +35,9 @@ type program struct {
 
 func newProgram(t *testing.T, args ...string) *program {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("runs the program")
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
