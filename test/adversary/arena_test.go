@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -42,7 +41,7 @@ func newArena(t testing.TB) *arena {
 	testcluster.Root(t)
 	a := &arena{Cluster: testcluster.New(t), metrics: map[*testcluster.Host]string{}}
 	host := func(name string) *testcluster.Host {
-		at := freePort(t)
+		at := testcluster.MetricsAddress()
 		h := a.Host(name, "--metrics", at)
 		a.metrics[h] = at
 		return h
@@ -69,17 +68,6 @@ func newArena(t testing.TB) *arena {
 	a.awaitReady(t, 5)
 	a.quiet = a.honest(t, 3)
 	return a
-}
-
-// freePort returns an address on loopback that nobody listens on.
-func freePort(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
 }
 
 func (a *arena) awaitVoters(t testing.TB, n int) {
