@@ -91,6 +91,7 @@ func start(cfg Config, stores *Stores) (*Store, error) {
 		stores.close()
 		return nil, warden.Wrap("starting raft", err)
 	}
+	s.witness.raft.Store(s.raft)
 	s.wg.Go(s.observe())
 	s.wg.Go(s.nudgeLoop)
 	s.wg.Go(s.beatLoop)

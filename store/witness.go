@@ -1,9 +1,14 @@
 package store
 
 import (
+	"io"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"warden"
 )
 
 // Transport is how a store calls others. It also votes beforehand, and can be closed.
@@ -13,12 +18,17 @@ type Transport interface {
 	raft.WithClose
 }
 
-// witness remembers which of its calls the others answered as followers of this manager. raft v1.8 takes every answer that it reads
+// witness stands between raft and its transport, and does two things that raft v1.8 does not.
+//
+// It remembers which of its calls the others answered as followers of this manager. raft v1.8 takes every answer that it reads
 // after a question for one to it (replication.go, notifyAll): of a leader that was paused also those that had lain there since before
 // the pause, while another led. It also counts those of managers without a vote. Pipelined calls don't count here: a heartbeat is
 // never among them.
+//
+// And it sends no entry to a server that the configuration has not (withhold).
 type witness struct {
 	Transport
+	raft atomic.Pointer[raft.Raft] // nil while that is being started
 
 	mu    sync.Mutex // guards what follows; held for moments only
 	begun uint64     // calls so far
@@ -40,6 +50,7 @@ func (w *witness) AppendEntries(id raft.ServerID, addr raft.ServerAddress, req *
 	w.begun++
 	call := heard{req.Term, w.begun}
 	w.mu.Unlock()
+	w.withhold(id, req)
 	err := w.Transport.AppendEntries(id, addr, req, resp)
 	if err != nil {
 		return err
@@ -52,6 +63,53 @@ func (w *witness) AppendEntries(id raft.ServerID, addr raft.ServerAddress, req *
 	}
 	w.wakeLocked()
 	return nil
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (w *witness) AppendEntriesPipeline(id raft.ServerID, addr raft.ServerAddress) (raft.AppendPipeline, error) {
+	p, err := w.Transport.AppendEntriesPipeline(id, addr)
+	if err != nil {
+		return nil, err
+	}
+	return pipeline{p, w, id}, nil
+}
+
+// pipeline is one to a server.
+type pipeline struct {
+	raft.AppendPipeline
+	w  *witness
+	id raft.ServerID
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p pipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	p.w.withhold(p.id, req)
+	return p.AppendPipeline.AppendEntries(req, resp)
+}
+
+// InstallSnapshot implements raft.Transport.
+func (w *witness) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if !w.isMember(id) {
+		return warden.Errorf(warden.CodeUnavailable, "sending a snapshot to manager "+string(id), "it was removed")
+	}
+	return w.Transport.InstallSnapshot(id, addr, req, resp, data)
+}
+
+// withhold takes the entries out of a call to a server that the configuration has not. raft v1.8 tells the goroutine that replicates to
+// a server to stop when that server is removed, but one that is still in a call, for as long as the server takes to answer, may
+// afterwards take up news of an entry before that (replication.go, replicate), and sends all that the log has by then: for an evicted
+// manager that would be the new keys. What was appended after the removal is read from the log after the configuration changed, so that
+// this sees the change. Without entries the call asks for nothing, and the goroutine comes to its end.
+func (w *witness) withhold(id raft.ServerID, req *raft.AppendEntriesRequest) {
+	if len(req.Entries) > 0 && !w.isMember(id) {
+		req.Entries, req.LeaderCommitIndex = nil, 0 // raft keeps to the same request: it takes nothing for sent
+	}
+}
+
+// isMember reports whether the newest configuration, committed or not, has the server.
+func (w *witness) isMember(id raft.ServerID) bool {
+	r := w.raft.Load()
+	return r != nil && slices.ContainsFunc(r.GetConfiguration().Configuration().Servers, func(s raft.Server) bool { return s.ID == id })
 }
 
 // term returns the newest term that the server named: raft's loop, which takes note of it, may be waiting for the disk.
