@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -309,11 +310,19 @@ func TestFloodOfHandshakesIsBounded(t *testing.T) {
 		}
 		return held
 	}
-	open := func(c net.Conn) bool {
-		c.SetReadDeadline(time.Now().Add(time.Millisecond))
-		_, err := c.Read(make([]byte, 1))
-		ne, ok := err.(net.Error)
-		return ok && ne.Timeout()
+	begun := time.Now()
+	open := func(c net.Conn) bool { // without waiting: whoever goes for a newcomer goes before that one's handshake
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var said error
+		if err := raw.Control(func(fd uintptr) {
+			_, _, said = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return errors.Is(said, syscall.EAGAIN) || time.Since(begun) > warden.HandshakeTimeout // of a loaded machine: all have gone
 	}
 	const most = 1024
 	one := hold("127.0.0.9", most+50)
@@ -407,7 +416,11 @@ func TestAChainWithoutItsKeyIsNobody(t *testing.T) {
 	if err == nil {
 		ended(t, conn)
 	}
-	if r := <-w.refused; warden.CodeOf(r.err) != warden.CodeWrongKey || r.id.NodeID != id.NodeID {
+	r := <-w.refused
+	for warden.CodeOf(r.err) == warden.CodeTimeout { // those that are held open, on a loaded machine
+		r = <-w.refused
+	}
+	if warden.CodeOf(r.err) != warden.CodeWrongKey || r.id.NodeID != id.NodeID {
 		t.Errorf("with the earlier key: %v of %s, want [wrong-key] of the node", r.err, r.id.NodeID)
 	}
 }
