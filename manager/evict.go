@@ -124,6 +124,7 @@ func (m *Manager) expel(ctx context.Context) error {
 			return warden.Wrap("removing "+member.ID+" from raft", err)
 		}
 	}
+	m.hangUp()
 	return nil
 }
 

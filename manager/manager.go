@@ -331,6 +331,7 @@ func (m *Manager) rejudge(ctx context.Context, w *store.Watcher) error {
 // cut ends the connections that the changes leave no right to.
 func (m *Manager) cut(ch store.Changes) {
 	m.peers.rejudge()
+	m.hangUp()
 	if ch.Resync {
 		m.doors.Rejudge("")
 		return
@@ -453,6 +454,18 @@ func (m *Manager) dial(ctx context.Context, id string, anyTime bool) (net.Conn, 
 		return nil, err
 	}
 	return c, nil
+}
+
+// hangUp ends the raft connections that this manager dialled to nodes which are managers no more. Not while raft counts one as a member: its
+// vote may be needed for what removes it.
+func (m *Manager) hangUp() {
+	members, err := m.store.Configuration()
+	if err != nil {
+		return // the store is closing, and its connections with it
+	}
+	m.transport.HangUp(func(id string) bool {
+		return m.peers.may(id) != nil && !slices.ContainsFunc(members, func(member store.Member) bool { return member.ID == id })
+	})
 }
 
 func (m *Manager) serveJoin(ctx context.Context, s *join.Server, c *door.Conn) {

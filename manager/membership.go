@@ -55,6 +55,7 @@ func (m *Manager) follow(ctx context.Context) error {
 		if err := m.store.RemoveServer(ctx, member.ID); err != nil {
 			return warden.Wrap("removing "+member.ID+" from raft", err)
 		}
+		m.hangUp()
 		delete(in, member.ID)
 		m.logger.Info("removed a manager from raft", "node_id", member.ID)
 	}

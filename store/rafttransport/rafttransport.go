@@ -120,6 +120,13 @@ func (t *Transport) Close() error {
 	return err
 }
 
+// HangUp ends the connections that were dialled to nodes which gone names, with the calls on them: raft keeps some, idle, also to a server
+// that was removed. gone is called under a lock and must not call the transport.
+func (t *Transport) HangUp(gone func(nodeID string) bool) {
+	t.stream.hangUp(gone)
+	t.again.hangUp(gone)
+}
+
 // Consumer returns the channel of calls that came in and passed the check.
 func (t *Transport) Consumer() <-chan raft.RPC { return t.consumer }
 

@@ -49,7 +49,7 @@ func (d *dialer) connect(ctx context.Context, dial func(ctx context.Context, nod
 	if err != nil {
 		return nil, warden.Wrap("dialling manager "+nodeID, err)
 	}
-	c := &outConn{Conn: conn, d: d}
+	c := &outConn{Conn: conn, d: d, to: nodeID}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.ctx.Err() != nil {
@@ -81,10 +81,22 @@ func (d *dialer) closeAll() {
 	}
 }
 
+// hangUp closes every connection, also those in use, to the nodes that are gone.
+func (d *dialer) hangUp(gone func(nodeID string) bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for c := range d.conns {
+		if gone(c.to) {
+			go c.Conn.Close() // it may wait a few seconds for a peer that does not read
+		}
+	}
+}
+
 // outConn is a dialled connection; its dialer forgets it when it is closed.
 type outConn struct {
 	net.Conn
-	d *dialer
+	d  *dialer
+	to string // node ID
 }
 
 func (c *outConn) Close() error {
