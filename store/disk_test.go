@@ -226,11 +226,36 @@ func (p *peers) bootstrap(change func(*store.Config)) *peer {
 		if m.store, err = store.Open(config(m)); err != nil {
 			p.t.Fatal(err)
 		}
-		p.must(s.AddNonvoter(context.Background(), m.id))
+		p.must(p.led(func(s *store.Store) error { return s.AddNonvoter(context.Background(), m.id) }))
 		p.must(m.store.WaitApplied(context.Background(), s.CommitIndex()))
-		p.must(s.AddVoter(context.Background(), m.id))
+		p.must(p.led(func(s *store.Store) error { return s.AddVoter(context.Background(), m.id) }))
 	}
-	return first
+	return p.leader()
+}
+
+// led makes a call of the leader, and of the next one where an election came between, as a loaded machine makes it necessary.
+func (p *peers) led(call func(*store.Store) error) error {
+	for {
+		for _, m := range p.all {
+			if m.store == nil || !m.store.IsLeader() {
+				continue
+			}
+			if err := call(m.store); !api.Transient(err) {
+				return err
+			}
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// propose commits the operations, once.
+func (p *peers) propose(operations ...*api.Operation) (res *api.Result, err error) {
+	cmd := storetest.Command(operations...)
+	err = p.led(func(s *store.Store) (err error) {
+		res, err = s.Propose(context.Background(), cmd)
+		return err
+	})
+	return res, err
 }
 
 func (p *peers) must(err error) {

@@ -2,28 +2,29 @@ package store_test
 
 import (
 	"bytes"
-	"context"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"warden"
+	"warden/api"
 	"warden/store"
-	"warden/store/storetest"
 )
 
 // TestResealingManagersUnderLoad: keys rotate on all managers while commands are committed and snapshots taken; nothing is lost, and
 // afterwards the old keys open nothing and are nowhere on disk.
 func TestResealingManagersUnderLoad(t *testing.T) {
 	p := newPeers(t, 3)
-	leader := p.bootstrap(func(c *store.Config) { c.SnapshotThreshold, c.TrailingLogs = 50, 60 })
-	at := storetest.Propose(t, leader.store, describe(leader.id, "first")).GetIndex()
+	p.bootstrap(func(c *store.Config) { c.SnapshotThreshold, c.TrailingLogs = 50, 60 })
+	node := p.all[0].id // has a record
+	at, err := p.propose(describe(node, "first"))
+	p.must(err)
 	for _, m := range p.all {
-		p.must(m.store.WaitApplied(t.Context(), at))
+		p.must(m.store.WaitApplied(t.Context(), at.GetIndex()))
 	}
-	lead := leader.store
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
 	for range 8 {
@@ -34,7 +35,7 @@ func TestResealingManagersUnderLoad(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := lead.Propose(context.Background(), storetest.Command(describe(leader.id, warden.NewID()))); err != nil {
+				if _, err := p.propose(describe(node, warden.NewID())); err != nil {
 					t.Error(err)
 					return
 				}
@@ -43,9 +44,11 @@ func TestResealingManagersUnderLoad(t *testing.T) {
 	}
 	for range 3 {
 		for _, m := range p.all {
-			if err := m.store.Snapshot(); err != nil {
-				t.Error(err)
+			err := m.store.Snapshot()
+			for ; api.Transient(err); err = m.store.Snapshot() { // it hands leadership over
+				<-time.After(5 * time.Millisecond)
 			}
+			p.must(err)
 			old := m.sealer.rotate(t)
 			if n, err := m.store.Stale(); err != nil || n == 0 {
 				t.Errorf("Stale() after a rotation = %d, %v", n, err)
@@ -71,12 +74,14 @@ func TestResealingManagersUnderLoad(t *testing.T) {
 	}
 	close(stop)
 	wg.Wait()
-	index := storetest.Propose(t, lead, describe(leader.id, "last")).GetIndex()
-	var want bytes.Buffer
-	p.must(leader.store.View().Write(&want))
+	last, err := p.propose(describe(node, "last"))
+	p.must(err)
+	index := last.GetIndex()
 	for _, m := range p.all {
 		p.must(m.store.WaitApplied(t.Context(), index))
 	}
+	var want bytes.Buffer
+	p.must(p.all[0].store.View().Write(&want))
 	for _, m := range p.all {
 		s := m.store
 		p.must(m.stop())

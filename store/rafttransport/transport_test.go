@@ -179,7 +179,7 @@ func wait(t *testing.T, ended <-chan struct{}, what string) {
 	t.Helper()
 	select {
 	case <-ended:
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal(what, "did not happen")
 	}
 }
@@ -383,24 +383,24 @@ func TestCloseEndsEverything(t *testing.T) {
 }
 
 func TestCloseEndsACallThatWaits(t *testing.T) {
-	conn, theirs := pair(t)
-	out := caller(t, conn)
-	result := make(chan error, 1)
-	go func() {
-		result <- out.RequestVote(bob, bob, &raft.RequestVoteRequest{RPCHeader: header(carol)}, &raft.RequestVoteResponse{})
-	}()
-	if _, err := io.ReadFull(theirs, make([]byte, 10)); err != nil { // the call is under way
-		t.Fatal(err)
-	}
-	out.Close()
-	select {
-	case err := <-result:
-		if err == nil {
-			t.Error("the call had an answer")
+	synctest.Test(t, func(t *testing.T) {
+		conn, theirs := net.Pipe()
+		go io.Copy(io.Discard, theirs)
+		out := caller(t, conn)
+		result := make(chan error, 1)
+		go func() {
+			result <- out.RequestVote(bob, bob, &raft.RequestVoteRequest{RPCHeader: header(carol)}, &raft.RequestVoteResponse{})
+		}()
+		synctest.Wait() // the call is under way
+		if len(result) != 0 {
+			t.Fatalf("the call did not wait: %v", <-result)
 		}
-	case <-time.After(3 * time.Second): // less than the call's own timeout
-		t.Error("the call still waits")
-	}
+		start := time.Now()
+		out.Close()
+		if err := <-result; err == nil || time.Since(start) != 0 {
+			t.Errorf("the call ended with %v after %s", err, time.Since(start))
+		}
+	})
 }
 
 func TestAddressMustBeTheID(t *testing.T) {

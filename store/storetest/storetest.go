@@ -46,7 +46,7 @@ func Open(t testing.TB, clusterID, nodeID string, objects ...*api.Object) *store
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { s.Close(context.Background()) })
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.WaitLeader(ctx); err != nil {
 		t.Fatal(err)
