@@ -242,7 +242,10 @@ func testAdopt(t *testing.T, s suite) {
 	if exit, err := byID[running.ID()].Wait(ctx); err == nil {
 		t.Errorf("Wait() of an adopted running task = %+v", exit)
 	}
-	line, end := follow(t, byID[running.ID()], 0)
+	line, end := follow(t, byID[running.ID()], 1)
+	if got := line(); got != "ready" { // it follows: what comes from now on it sees
+		t.Errorf("log of an adopted running task = %q", got)
+	}
 	if err := byID[running.ID()].Stop(t.Context(), time.Minute); err != nil {
 		t.Errorf("Stop() of an adopted task = %v", err)
 	}

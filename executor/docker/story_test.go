@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,9 @@ import (
 
 	"warden/internal/testcluster"
 )
+
+// limit is how long a test waits for what takes moments on a quiet machine.
+const limit = time.Minute
 
 func running(h *testcluster.Host, service string, want int) error {
 	out := h.Ctl("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.CurrentState}}")
@@ -35,7 +39,7 @@ func TestStory(t *testing.T) {
 	h.CtlIn(testcluster.Canary, "secret", "create", "db", "-")
 	image := l.image(t, `CMD ["/bin/sh","-c","cat /run/secrets/db | wc -c; trap 'echo bye; exit 0' TERM; while :; do sleep 0.05; done"]`)
 	h.Ctl("service", "create", "--name", "web", "--replicas", "2", "--secret", "db", image)
-	testcluster.Await(t, 40*time.Second, func() error { return running(h, "web", 2) })
+	testcluster.Await(t, limit, func() error { return running(h, "web", 2) })
 	ids := l.ofService(t, "web")
 	if len(ids) != 2 {
 		t.Fatalf("containers = %q", ids)
@@ -50,34 +54,33 @@ func TestStory(t *testing.T) {
 		}
 		return nil
 	}
-	testcluster.Await(t, 20*time.Second, told)
+	testcluster.Await(t, limit, told)
 	searchEngine(t, l)
 
 	h.Kill()
 	h.Start()
-	testcluster.Await(t, 40*time.Second, func() error { return running(h, "web", 2) })
+	testcluster.Await(t, limit, func() error { return running(h, "web", 2) })
 	if again := l.ofService(t, "web"); fmt.Sprint(again) != fmt.Sprint(ids) {
 		t.Errorf("after a kill of the daemon the containers are %q, were %q", again, ids)
 	}
-	testcluster.Await(t, 20*time.Second, told)
+	testcluster.Await(t, limit, told)
 	h.Ctl("service", "create", "--name", "wrong", "host", "sleep", "60")
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, limit, func() error {
 		if out := h.Ctl("service", "ps", "--no-trunc", "wrong"); !strings.Contains(out, `no image "host"`) {
 			return errors.New(out)
 		}
 		return nil
 	})
 	h.Ctl("service", "rm", "web", "wrong")
-	testcluster.Await(t, 40*time.Second, func() error {
-		if left := l.ofService(t, "web"); len(left) > 0 {
-			return fmt.Errorf("containers %q are left", left)
+	testcluster.Await(t, limit, func() error { // a task's folder goes after its container
+		containers := l.ofService(t, "web")
+		folders, err := filepath.Glob(filepath.Join(h.State, "tasks", "docker", "*", "*"))
+		if err != nil || len(containers)+len(folders) > 0 {
+			return fmt.Errorf("containers %q and folders %q are left, %v", containers, folders, err)
 		}
 		return nil
 	})
 	searchEngine(t, l)
-	if left, err := filepath.Glob(filepath.Join(h.State, "tasks", "docker", "*", "*")); err != nil || len(left) > 0 {
-		t.Errorf("left %q, %v", left, err)
-	}
 }
 
 // ofService returns the containers of a service, sorted.
@@ -90,6 +93,7 @@ func (l *lab) ofService(t *testing.T, name string) (ids []string) {
 	for _, c := range r.Items {
 		ids = append(ids, c.ID)
 	}
+	slices.Sort(ids)
 	return ids
 }
 
@@ -123,7 +127,7 @@ func TestStoryWithoutEngine(t *testing.T) {
 	h := c.Host("n1", "--executor", "docker")
 	h.Ctl("swarm", "init", "--availability", "active")
 	h.Ctl("service", "create", "--name", "web", "no-such-image", "sleep", "60")
-	testcluster.Await(t, 40*time.Second, func() error {
+	testcluster.Await(t, limit, func() error {
 		if out := h.Ctl("service", "ps", "--no-trunc", "web"); !strings.Contains(out, "not reachable") {
 			return errors.New(out)
 		}
@@ -133,10 +137,10 @@ func TestStoryWithoutEngine(t *testing.T) {
 	chosen(t, c.Host("n2", "--executor", "auto"), "process")
 	own.run(t)
 	h.Ctl("service", "create", "--name", "web", own.base, "sleep", "60")
-	testcluster.Await(t, 40*time.Second, func() error { return running(h, "web", 1) })
+	testcluster.Await(t, limit, func() error { return running(h, "web", 1) })
 	chosen(t, c.Host("n3", "--executor", "auto"), "docker")
 	h.Ctl("service", "rm", "web")
-	testcluster.Await(t, 40*time.Second, func() error {
+	testcluster.Await(t, limit, func() error {
 		if left := own.ofService(t, "web"); len(left) > 0 {
 			return fmt.Errorf("containers %q are left", left)
 		}
