@@ -87,7 +87,7 @@ func TestFloodOfSessions(t *testing.T) {
 		m.Ctl("service", "create", "--name", fmt.Sprint("app", n), "--constraint", "node.hostname==w1", "host", "sleep", "1000")
 		testcluster.AwaitRunning(t, m, fmt.Sprint("app", n), 1)
 	}
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		for kind := range kinds {
 			if n := dialled[kind].Load(); n < 20 {
 				return fmt.Errorf("%d sessions of %s", n, kinds[kind])
@@ -100,7 +100,7 @@ func TestFloodOfSessions(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", m.Pid()))
 		if err != nil || len(fds) > 64 {
 			return fmt.Errorf("the manager holds %d descriptors after the flood: %v", len(fds), err)
@@ -149,7 +149,7 @@ func TestFloodWithoutACertificate(t *testing.T) {
 			}
 		})
 	}
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		if begun.Load() < 900 || joining.Load() < 100 {
 			return fmt.Errorf("%d connections, %d of them at the join door", begun.Load(), joining.Load())
 		}

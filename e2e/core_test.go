@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -97,8 +98,7 @@ func (c *six) awaitReady(t testing.TB, at *testcluster.Host, n int) {
 }
 
 // taskPid returns the process ID, on this machine, of a program whose command line holds the mark.
-func taskPid(t testing.TB, mark string) []int {
-	t.Helper()
+func taskPid(mark string) []int {
 	parents := map[int]int{}
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
@@ -114,7 +114,7 @@ func taskPid(t testing.TB, mark string) []int {
 		var state string
 		var pid, parent int
 		if _, err := fmt.Sscan(after, &state, &parent); err != nil {
-			t.Fatalf("%s/stat = %q", dir, stat)
+			panic(fmt.Sprintf("%s/stat = %q", dir, stat))
 		}
 		if _, err := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err == nil && pid != os.Getpid() {
 			parents[pid] = parent
@@ -152,18 +152,21 @@ func TestCore(t *testing.T) {
 	}
 
 	// A real server in the right one.
-	port := fmt.Sprint(20000 + os.Getpid()%20000)
+	at, _, err := net.SplitHostPort(testcluster.MetricsAddress()) // an IP of its own: elsewhere a connection may have the port
+	if err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat("/usr/bin/redis-server"); err != nil {
 		t.Skip("needs redis-server: the service of this test is a real one")
 	}
 	m.Ctl("service", "create", "--name", "redis", "--zone", "pci", "--secret", "source=redis-password,target=password", "host",
-		"sh", "-c", `exec redis-server --port `+port+` --bind 127.0.0.1 --save "" --dir /tmp --requirepass "$(cat /run/secrets/password)" --proc-title-template redis-of-the-test`)
+		"sh", "-c", `exec redis-server --bind `+at+` --save "" --dir /tmp --requirepass "$(cat /run/secrets/password)" --proc-title-template redis-of-the-test`)
 	if nodes := testcluster.AwaitRunning(t, m, "redis", 1); nodes[0] != "w3" {
 		t.Fatalf("redis runs on %v, want the node in zone pci", nodes)
 	}
 	// A client that proves it: a task of its own, with the same secret.
 	m.Ctl("service", "create", "--name", "client", "--zone", "pci", "--restart-condition", "none", "--secret", "source=redis-password,target=password", "host",
-		"sh", "-c", `until redis-cli -p `+port+` ping 2>&1 | grep -q NOAUTH; do :; done; REDISCLI_AUTH="$(cat /run/secrets/password)" redis-cli -p `+port+` set proof 42; stat -f -c %T /run/secrets; stat -c %a /run/secrets/password`)
+		"sh", "-c", `until redis-cli -h `+at+` ping 2>&1 | grep -q NOAUTH; do :; done; REDISCLI_AUTH="$(cat /run/secrets/password)" redis-cli -h `+at+` set proof 42; stat -f -c %T /run/secrets; stat -c %a /run/secrets/password`)
 	testcluster.Await(t, 40*time.Second, func() error {
 		out, stderr, _ := m.Try("service", "logs", "client")
 		for _, want := range []string{"OK", "tmpfs", "400"} {
@@ -180,7 +183,7 @@ func TestCore(t *testing.T) {
 	// The leader dies; another takes over; writes go on.
 	m.Kill()
 	next := c.m[1]
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		_, stderr, code := next.Try("zone", "create", "after-the-kill")
 		if code != 0 && !strings.Contains(stderr, "[exists]") {
 			return fmt.Errorf("zone create after the leader was killed: %s", stderr)
@@ -193,7 +196,7 @@ func TestCore(t *testing.T) {
 	for _, h := range c.m[1:] {
 		h.Kill()
 	}
-	pids := taskPid(t, "redis-of-the-test")
+	pids := taskPid("redis-of-the-test")
 	for _, h := range c.m {
 		h.Start()
 		out, _, code := h.Try("status")
@@ -213,7 +216,7 @@ func TestCore(t *testing.T) {
 	c.awaitVoters(t, m, 3)
 	c.awaitReady(t, m, 6)
 	testcluster.AwaitRunning(t, m, "redis", 1)
-	if now := taskPid(t, "redis-of-the-test"); len(pids) == 0 || fmt.Sprint(now) != fmt.Sprint(pids) {
+	if now := taskPid("redis-of-the-test"); len(pids) == 0 || fmt.Sprint(now) != fmt.Sprint(pids) {
 		t.Fatalf("the task's processes were %v before the restart of all managers and %v after", pids, now)
 	}
 
@@ -221,7 +224,7 @@ func TestCore(t *testing.T) {
 	c.w[2].Kill()
 	c.w[2].Start()
 	c.awaitReady(t, m, 6)
-	if now := taskPid(t, "redis-of-the-test"); fmt.Sprint(now) != fmt.Sprint(pids) {
+	if now := taskPid("redis-of-the-test"); fmt.Sprint(now) != fmt.Sprint(pids) {
 		t.Fatalf("the task's processes were %v before the daemon was killed and %v after", pids, now)
 	}
 
@@ -231,12 +234,12 @@ func TestCore(t *testing.T) {
 	if !strings.Contains(out, "redis-password") {
 		t.Fatalf("node rm --compromised does not list the secret that the node held:\n%s", out)
 	}
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		out, _, _ := c.w[2].Try("status")
 		if !strings.Contains(out, "evicted") {
 			return fmt.Errorf("status of the evicted node: %s", out)
 		}
-		if now := taskPid(t, "redis-of-the-test"); len(now) > 0 {
+		if now := taskPid("redis-of-the-test"); len(now) > 0 {
 			return fmt.Errorf("its task still runs: %v", now)
 		}
 		if _, err := os.Stat(filepath.Join(c.w[2].State, "identity")); err == nil {
@@ -249,7 +252,7 @@ func TestCore(t *testing.T) {
 		t.Fatalf("node ls still shows the evicted node:\n%s", out)
 	}
 	// Nothing else is in zone pci: the task waits, and says why.
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		out, _, _ := m.Try("service", "ps", "redis", "--no-trunc", "--format", "{{.CurrentState}} {{.Error}}")
 		if !strings.Contains(out, "no suitable node") {
 			return fmt.Errorf("service ps: %s", out)

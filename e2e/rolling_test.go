@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -15,18 +14,12 @@ import (
 	"warden/internal/testcluster"
 )
 
-// taskSpaces returns the processes, one for each PID namespace (so for each task), whose command line holds the mark.
+// taskSpaces returns the programs, one for each PID namespace (so for each task), whose command line holds the mark. A program keeps its
+// process, whatever its shell forks in passing.
 func taskSpaces(mark string) map[string]int {
 	spaces := map[string]int{}
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		b, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		if err != nil || !strings.Contains(string(b), mark) {
-			continue
-		}
-		space, err := os.Readlink(filepath.Join(dir, "ns/pid"))
-		var pid int
-		if _, perr := fmt.Sscanf(filepath.Base(dir), "%d", &pid); err == nil && perr == nil && pid != os.Getpid() {
+	for _, pid := range taskPid(mark) {
+		if space, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid)); err == nil {
 			spaces[space] = pid
 		}
 	}
@@ -83,7 +76,7 @@ func awaitRolled(t testing.TB, at *testcluster.Host, service string, n int) {
 // awaitSays waits until n lines of a service's log are the line.
 func awaitSays(t testing.TB, at *testcluster.Host, service, line string, n int) {
 	t.Helper()
-	testcluster.Await(t, 30*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		out, stderr, _ := at.Try("service", "logs", "--raw", service)
 		if got := strings.Count(out, line+"\n"); got != n {
 			return fmt.Errorf("%d lines of %s are %q, want %d:\n%s%s", got, service, line, n, out, stderr)
@@ -143,7 +136,7 @@ func TestRolling(t *testing.T) {
 	m.Ctl("service", "update", "--secret-rm", "db@1", "--secret-add", "db", "pins")
 	awaitRolled(t, m, "pins", 1)
 	awaitSays(t, m, "pins", "has "+shortSum(two)+" mode pinned", 1)
-	testcluster.Await(t, 20*time.Second, func() error { // when the last task that has it is known to have ended
+	testcluster.Await(t, 40*time.Second, func() error { // when the last task that has it is known to have ended
 		if _, stderr, code := m.Try("secret", "rm", "db@1"); code != 0 {
 			return fmt.Errorf("secret rm db@1 = exit %d, %s", code, stderr)
 		}
@@ -170,8 +163,8 @@ func TestRolling(t *testing.T) {
 	// The leader dies in the middle of an update: the next one goes on.
 	least = fewest(mark(1))
 	m.Ctl("service", "update", "--env-add", "MODE=fast", "web")
-	testcluster.Await(t, 30*time.Second, func() error {
-		if out := m.Line("service", "ls", "--filter", "name=web", "--format", "{{.UpToDate}}"); out != "1/4" && out != "2/4" {
+	testcluster.Await(t, 40*time.Second, func() error {
+		if out := m.Line("service", "ls", "--filter", "name=web", "--format", "{{.UpToDate}}"); out != "1/4" && out != "2/4" && out != "3/4" {
 			return fmt.Errorf("%s up to date", out)
 		}
 		return nil
@@ -188,7 +181,7 @@ func TestRolling(t *testing.T) {
 
 	// An update that does not come to run takes no more than one task, and is undone like any other.
 	next.Ctl("service", "update", "--update-delay", "0", "--image", "nothing", "web")
-	testcluster.Await(t, 30*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		out, _, _ := next.Try("service", "ps", "web", "--format", "{{.Image}} {{.CurrentState}}")
 		if strings.Count(out, "nothing Rejected") < 2 {
 			return fmt.Errorf("service ps:\n%s", out)
@@ -234,7 +227,7 @@ func TestRolling(t *testing.T) {
 	if nodes := slices.Compact(testcluster.AwaitRunning(t, next, "web", 4)); fmt.Sprint(nodes) != "[w1]" {
 		t.Errorf("web runs on %v", nodes)
 	}
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		if _, stderr, code := next.Try("secret", "rm", "db@2"); code != 0 {
 			return fmt.Errorf("secret rm db@2 = exit %d, %s", code, stderr)
 		}

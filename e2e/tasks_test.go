@@ -40,7 +40,7 @@ func TestTasksMove(t *testing.T) {
 	}
 
 	m.Ctl("node", "update", "--availability", "drain", "w1")
-	testcluster.Await(t, 30*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		if nodes := testcluster.AwaitRunning(t, m, "app", 3); slices.Contains(nodes, "w1") {
 			return fmt.Errorf("tasks on %v", nodes)
 		}
@@ -57,9 +57,9 @@ func TestTasksMove(t *testing.T) {
 	})
 	w[1].Signal(syscall.SIGCONT)
 	c.awaitReady(t, m, 4)
-	testcluster.Await(t, 30*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		n := 0
-		for _, pid := range taskPid(t, mark) {
+		for _, pid := range taskPid(mark) {
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(b)) == "sh" {
 				n++
 			}
@@ -73,13 +73,18 @@ func TestTasksMove(t *testing.T) {
 	m.Ctl("service", "scale", "app=1")
 	testcluster.AwaitRunning(t, m, "app", 1)
 	m.Ctl("service", "rm", "app")
-	testcluster.Await(t, 30*time.Second, func() error {
-		if pids := taskPid(t, mark); len(pids) > 0 {
+	testcluster.Await(t, 40*time.Second, func() error {
+		if pids := taskPid(mark); len(pids) > 0 {
 			return fmt.Errorf("processes %v outlive their service", pids)
 		}
 		return nil
 	})
-	m.Ctl("secret", "rm", "s")
+	testcluster.Await(t, 40*time.Second, func() error { // a task has ended before its manager knows
+		if _, stderr, code := m.Try("secret", "rm", "s"); code != 0 {
+			return errors.New(stderr)
+		}
+		return nil
+	})
 
 	m.Ctl("service", "create", "--name", "crash", "host", "sh", "-c", "echo started; exit 3")
 	testcluster.Await(t, 60*time.Second, func() error {
@@ -89,7 +94,7 @@ func TestTasksMove(t *testing.T) {
 		}
 		return nil
 	})
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		if out := m.Ctl("service", "logs", "crash"); !strings.Contains(out, "started") {
 			return fmt.Errorf("the logs of ended tasks: %q", out)
 		}
@@ -105,7 +110,7 @@ func TestI7SecretsLiveAsLongAsTheTask(t *testing.T) {
 	m.Ctl("service", "create", "--name", "app", "--restart-condition", "none", "--secret", "s", "host", "sh", "-c", "while :; do sleep 1000; done", mark)
 	testcluster.AwaitRunning(t, m, "app", 1)
 	secret := func() (string, bool) { // as root on the host can: through the task's own mount namespace
-		for _, pid := range taskPid(t, mark) {
+		for _, pid := range taskPid(mark) {
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/secrets/s", pid)); err == nil {
 				return string(b), true
 			}
@@ -124,10 +129,10 @@ func TestI7SecretsLiveAsLongAsTheTask(t *testing.T) {
 	if s, ok := secret(); !ok || s != canary {
 		t.Fatalf("the task's secret after the daemon came back = %q, %v", s, ok)
 	}
-	for _, pid := range taskPid(t, mark) {
+	for _, pid := range taskPid(mark) {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
-	testcluster.Await(t, 20*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		out := m.Ctl("service", "ps", "app", "--format", "{{.CurrentState}}")
 		if !strings.Contains(out, "Failed") {
 			return errors.New(out)
@@ -138,7 +143,7 @@ func TestI7SecretsLiveAsLongAsTheTask(t *testing.T) {
 		return nil
 	})
 	// No process of any task holds a mount of secrets any more.
-	testcluster.Await(t, 10*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		mounts, _ := filepath.Glob("/proc/[0-9]*/mounts")
 		for _, path := range mounts {
 			if b, err := os.ReadFile(path); err == nil && strings.Contains(string(b), " /run/secrets ") {
@@ -167,7 +172,7 @@ func TestDev(t *testing.T) {
 	}
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	testcluster.Await(t, 30*time.Second, func() error {
+	testcluster.Await(t, 40*time.Second, func() error {
 		b, _ := os.ReadFile(out.Name())
 		if !strings.Contains(string(b), "Ctrl-C ends it") {
 			return fmt.Errorf("dev said %s", b)
