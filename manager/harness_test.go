@@ -122,7 +122,7 @@ func (c *cluster) start(h *host, cfg Config) {
 			return
 		}
 		stopped = true
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := h.m.Stop(ctx); err != nil {
 			c.t.Errorf("stopping %s: %v", h.id, err)
@@ -145,6 +145,32 @@ func (c *cluster) leader(hosts ...*host) *host {
 		return false
 	})
 	return found
+}
+
+// leads sees to it that h leads. A loaded machine makes elections necessary, and another may win one at any moment: what h has to lead for
+// is tried again with it, see attempt.
+func (c *cluster) leads(h *host, others ...*host) {
+	c.t.Helper()
+	await(c.t, "it leads", func() bool {
+		for _, o := range others {
+			if o.m.store.IsLeader() {
+				ctx, cancel := context.WithTimeout(c.t.Context(), 5*time.Second)
+				o.m.StepDown(ctx) // fails where it leads no more
+				cancel()
+			}
+		}
+		return h.m.store.IsLeader() && h.m.Ready()
+	})
+}
+
+// attempt makes a call until no election comes between, and returns what it came to.
+func attempt(t testing.TB, what string, call func() error) (err error) {
+	t.Helper()
+	await(t, what, func() bool {
+		err = call()
+		return !api.Transient(err)
+	})
+	return err
 }
 
 // roles returns who leads of two hosts, and the other.
@@ -171,9 +197,13 @@ func (c *cluster) mint(role api.Role, change func(*api.Token)) tokens.Token {
 
 func (c *cluster) propose(ops ...*api.Operation) *api.Result {
 	c.t.Helper()
-	ctx, cancel := context.WithTimeout(c.t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	res, err := c.first.m.propose(ctx, &api.Command{Actor: &api.Actor{Kind: "uid", Name: "0"}, RequestId: warden.NewID(), Operations: ops})
+	cmd := &api.Command{Actor: &api.Actor{Kind: "uid", Name: "0"}, RequestId: warden.NewID(), Operations: ops}
+	res, err := c.first.m.propose(ctx, cmd)
+	for warden.CodeOf(err) == warden.CodeTimeout && ctx.Err() == nil { // an election came between: nobody knows, and the request ID makes it safe
+		res, err = c.first.m.propose(ctx, cmd)
+	}
 	if err != nil {
 		c.t.Fatal(err)
 	}
@@ -205,8 +235,12 @@ func (c *cluster) join(role api.Role, name string) *host {
 func (c *cluster) admit(role api.Role, name string) *host {
 	c.t.Helper()
 	h := &host{address: newAddress(), key: must[crypto.Signer](c.t)(ca.NewKey())}
-	grant, err := join.Join(c.t.Context(), c.first.address, c.mint(role, nil), join.Request{Key: h.key, Hostname: name, Advertise: h.address}, nil)
-	if err != nil {
+	token := c.mint(role, nil)
+	var grant *api.JoinGrant
+	if err := attempt(c.t, name+" joins", func() (err error) {
+		grant, err = join.Join(c.t.Context(), c.first.address, token, join.Request{Key: h.key, Hostname: name, Advertise: h.address}, nil)
+		return err
+	}); err != nil {
 		c.t.Fatal(err)
 	}
 	h.id = grant.NodeId
@@ -228,16 +262,30 @@ func (c *cluster) evict(h *host) {
 	c.propose(store.Put(&api.Tombstone{Id: n.Id, Hostname: n.Hostname, Role: n.Role, Zone: n.Zone}, 0), store.Delete(n))
 }
 
-// dial shakes hands with a manager as the holder of a certificate; the error is what the first read says, nil where the
-// connection stays open.
+// dial shakes hands with a manager as the holder of a certificate, who is to be let in; the error is what the first read says, nil where
+// the connection stays open.
 func (c *cluster) dial(to *host, cert *tls.Certificate, name string) (*tls.Conn, error) {
+	c.t.Helper()
+	return c.knock(to, cert, name, 150*time.Millisecond)
+}
+
+// refused reports whether a manager refuses the holder of a certificate. A refusal takes its time: the client is done with the handshake
+// before it is judged, and that may ask the leader. Who is let in and says nothing would be closed after warden.HandshakeTimeout.
+func (c *cluster) refused(to *host, cert *tls.Certificate, name string) bool {
+	c.t.Helper()
+	_, err := c.knock(to, cert, name, warden.HandshakeTimeout/2)
+	return err != nil
+}
+
+// knock is dial that listens for as long as it is told.
+func (c *cluster) knock(to *host, cert *tls.Certificate, name string, patience time.Duration) (*tls.Conn, error) {
 	c.t.Helper()
 	conn, err := door.Dial(c.t.Context(), to.address, name, cert, door.Expect{Root: c.root, NodeID: to.id, Loose: true})
 	if err != nil {
 		return nil, err
 	}
 	c.t.Cleanup(func() { conn.Close() })
-	conn.SetReadDeadline(time.Now().Add(150 * time.Millisecond))
+	conn.SetReadDeadline(time.Now().Add(patience))
 	_, err = conn.Read(make([]byte, 1))
 	if ne, ok := err.(net.Error); err == nil || ok && ne.Timeout() {
 		return conn, nil
@@ -265,7 +313,7 @@ func await(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	for stop := time.Now().Add(15 * time.Second); !ok(); <-tick.C {
+	for stop := time.Now().Add(time.Minute); !ok(); <-tick.C {
 		if time.Now().After(stop) {
 			t.Fatalf("waited in vain: %s", what)
 		}

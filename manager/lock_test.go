@@ -23,7 +23,11 @@ func TestAskPeers(t *testing.T) {
 	second := c.join(api.Role_ROLE_MANAGER, "second")
 	known := &api.ManagerList{Managers: []*api.ManagerInfo{managerInfo(c.first.m.store.View().Node(c.first.id))}}
 	cfg := c.config(second, known)
-	got := AskPeers(t.Context(), cfg, false)
+	var got *api.LockState
+	await(t, "a peer answers in time", func() bool {
+		got = AskPeers(t.Context(), cfg, false)
+		return got != nil
+	})
 	if !got.GetAutolock() || got.Generation != 7 || got.DekGeneration != 9 || len(got.Recipient) != 32 {
 		t.Errorf("AskPeers = %v", got)
 	}
