@@ -281,7 +281,7 @@ func transcript(t *testing.T) (steps []step) {
 }
 
 // varying is what differs from run to run: IDs and their prefixes, keys, times.
-var varying = regexp.MustCompile(`WDN[A-Z]+-1-[0-9a-z-]+|\b[0-9a-z]{25}\b|\b[0-9a-z]{12}\b|unlock key [0-9a-z]{10}|\d{4}-\d\d-\d\dT[0-9:]+Z|(\d+ |less than a )seconds? ago`)
+var varying = regexp.MustCompile(`WDN[A-Z]+-1-[0-9a-z-]+|\b[0-9a-z]{25}\b|\b[0-9a-z]{12}\b|unlock key [0-9a-z]{10}|\d{4}-\d\d-\d\dT[0-9:]+Z|(\d+ |less than a |about a )(second|minute)s? ago`)
 
 func steady(s string) string {
 	return strings.Join(strings.Fields(varying.ReplaceAllString(s, "*")), " ")

@@ -145,7 +145,7 @@ func (l leaders) next(t testing.TB) *store.Store {
 	s := <-l
 	l.open(t)
 	t.Cleanup(func() { s.Close(context.Background()) })
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	if err := s.WaitLeader(ctx); err != nil {
 		t.Fatal(err)

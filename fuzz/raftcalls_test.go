@@ -96,7 +96,7 @@ func FuzzRaftCalls(f *testing.F) {
 				reached(rpc)
 			case <-ended:
 				return
-			case <-time.After(10 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("Serve does not end with its connection")
 			}
 		}

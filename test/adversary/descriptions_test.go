@@ -30,14 +30,25 @@ func (a *arena) descriptions(t *testing.T) {
 		for l := range warden.LabelsMax - 1 {
 			ag.Says.EngineLabels[fmt.Sprint(l, strings.Repeat("k", warden.LabelKeyMax-10))] = strings.Repeat(fmt.Sprint(i%10), warden.LabelValueMax)
 		}
-		testcluster.Await(t, 30*time.Second, func() error { // it may have to wait for the end of its earlier sessions
+		testcluster.Await(t, 30*time.Second, func() error { // it may have to wait for the end of its earlier sessions, and know that by the first read only
 			conn, err := node.Dial(t.Context(), "", a.m[i/10%3].Address, warden.DoorNode)
-			if err == nil {
-				ag.Serve(t, conn)
+			if err != nil {
+				return err
 			}
-			return err
+			ended := ag.Serve(t, conn)
+			ag.Await(t, "its assignment: what it says is known to the manager", func(g thief.Got) bool {
+				select {
+				case <-ended:
+					return true
+				default:
+					return len(g.Calls) > 0
+				}
+			})
+			if len(ag.Got().Calls) == 0 {
+				return errors.New("its connection was ended")
+			}
+			return nil
 		})
-		ag.Await(t, "its assignment: what it says is known to the manager", func(g thief.Got) bool { return len(g.Calls) > 0 })
 	}
 	took := time.Since(begin)
 	entries, elections := a.value(m, "warden_raft_last_index")-last, a.value(m, "warden_raft_term")-term

@@ -120,7 +120,7 @@ func (in *intruder) end(t testing.TB) string {
 				return strings.Join(said, "; ")
 			}
 			said = append(said, l)
-		case <-time.After(30 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("the intruder does not end")
 		}
 	}

@@ -292,7 +292,7 @@ func (m *middle) listen(t testing.TB) string {
 			}
 			wg.Go(func() {
 				defer conn.Close()
-				conn.SetDeadline(time.Now().Add(10 * time.Second))
+				conn.SetDeadline(time.Now().Add(30 * time.Second))
 				buf := make([]byte, 32<<10)
 				n, _ := conn.Read(buf)
 				m.mu.Lock()
@@ -315,7 +315,7 @@ func (a *arena) manInTheMiddle(t *testing.T) {
 	worker, manager := thief.Steal(t, a.w[0].State), thief.Steal(t, a.m[2].State)
 	passOn := func(b []byte) []byte {
 		conn := a.knock(t, "")
-		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		conn.SetDeadline(time.Now().Add(20 * time.Second))
 		conn.Write(b)
 		reply, _ := io.ReadAll(conn)
 		return reply
@@ -391,12 +391,12 @@ func (a *arena) session(t *testing.T, name string, ag *thief.Agent) (thief.Membe
 func (a *arena) awaitRunning(t testing.TB, service string) (taskID string) {
 	t.Helper()
 	testcluster.Await(t, 30*time.Second, func() error {
-		out := a.m[0].Ctl("service", "ps", service, "--filter", "desired-state=running", "--format", "{{.ID}} {{.CurrentState}}")
+		out, stderr, _ := a.m[0].Try("service", "ps", "--no-trunc", service, "--filter", "desired-state=running", "--format", "{{.ID}} {{.CurrentState}}")
 		f := strings.Fields(out)
 		if len(f) < 2 || f[1] != "Running" {
-			return errors.New(out)
+			return errors.New(out + stderr)
 		}
-		taskID = a.m[0].Line("service", "ps", "-q", "--no-trunc", "--filter", "desired-state=running", service)
+		taskID = f[0]
 		return nil
 	})
 	return taskID
@@ -440,8 +440,8 @@ func (a *arena) claims(t *testing.T) {
 	m.Ctl("service", "create", "--name", "bait", "--constraint", "engine.labels.trusted==yes", "host", "sleep", "1000")
 	ag.Await(t, "the bait, which engine labels attract: so it could have had the others", func(g thief.Got) bool { return len(g.Tasks) > 0 })
 	testcluster.Await(t, 30*time.Second, func() error {
-		if out := m.Ctl("service", "ps", "on-w1", "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 3 {
-			return errors.New(out)
+		if out, stderr, _ := m.Try("service", "ps", "on-w1", "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 3 {
+			return errors.New(out + stderr)
 		}
 		return nil
 	})
@@ -466,8 +466,8 @@ func (a *arena) claims(t *testing.T) {
 	m.Ctl("service", "create", "--name", "by-id", "--constraint", "node.id=="+w1.NodeID, "--replicas", "4", "--secret", "w1-secret", "host", "sleep", "1000")
 	testcluster.Await(t, 30*time.Second, func() error {
 		for _, service := range []string{"by-id", "labelled"} {
-			if out := m.Ctl("service", "ps", service, "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 4 {
-				return errors.New(out)
+			if out, stderr, _ := m.Try("service", "ps", service, "--format", "{{.CurrentState}}"); strings.Count(out, "Running") != 4 {
+				return errors.New(out + stderr)
 			}
 		}
 		return nil
@@ -565,7 +565,7 @@ func (a *arena) heldAfterEviction(t *testing.T) {
 	t.Logf("node rm took %s", time.Since(begin).Round(time.Millisecond))
 	select {
 	case <-closed:
-	case <-time.After(10 * time.Second):
+	case <-time.After(30 * time.Second):
 		t.Error("the session of a removed node lives on")
 	}
 	if thief.Ended(silent, 10*time.Second) == nil {
@@ -576,7 +576,7 @@ func (a *arena) heldAfterEviction(t *testing.T) {
 		late := thief.NewAgent()
 		select {
 		case <-late.Serve(t, half):
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Error("a removed node has a connection whose handshake it finished afterwards")
 		}
 		if got := late.Got(); got.Evictions() != 1 || len(got.Tasks) != 0 || len(got.Secrets) != 0 {
@@ -593,7 +593,7 @@ func (a *arena) heldAfterEviction(t *testing.T) {
 		}
 		select {
 		case <-again.Serve(t, conn):
-		case <-time.After(10 * time.Second):
+		case <-time.After(30 * time.Second):
 			t.Fatal("a removed node has a session")
 		}
 		if got := again.Got(); len(got.Tasks)+len(got.Secrets) != 0 {
@@ -624,7 +624,7 @@ func (a *arena) demotedManager(t *testing.T) {
 	target := a.awaitRunning(t, "target")
 	held := calls(t)
 	try := func(client api.PeerClient) map[string]error {
-		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 		defer cancel()
 		errs := map[string]error{}
 		_, errs["Recipient"] = client.Recipient(ctx, &api.RecipientRequest{})

@@ -38,7 +38,7 @@ func stage(t testing.TB) func(args ...string) []string {
 			if err != nil {
 				return
 			}
-			c.SetDeadline(time.Now().Add(20 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			c.Write(b)
 			c.Close()
 		}
@@ -162,8 +162,8 @@ func (a *arena) localUser(t *testing.T) {
 		t.Error("the intruder has the secret")
 	}
 	testcluster.Await(t, 20*time.Second, func() error { // everything still works
-		if out := m.Ctl("service", "ps", "victim", "--format", "{{.CurrentState}}"); !strings.Contains(out, "Running") || strings.Count(out, "\n") != 1 {
-			return errors.New(out)
+		if out, stderr, _ := m.Try("service", "ps", "victim", "--format", "{{.CurrentState}}"); !strings.Contains(out, "Running") || strings.Count(out, "\n") != 1 {
+			return errors.New(out + stderr)
 		}
 		return nil
 	})

@@ -35,7 +35,7 @@ func TestLeft(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() { // Start returns while the kernel has yet to lay out what it is given
+	for deadline := time.Now().Add(time.Minute); ; runtime.Gosched() { // Start returns while the kernel has yet to lay out what it is given
 		if env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", cmd.Process.Pid)); err == nil && len(env) > 0 {
 			break
 		}
