@@ -245,7 +245,7 @@ func Cgroups(dir string) (all []string) {
 
 // removeCgroups removes the cgroups of a bed whose processes have ended: the kernel may take a moment to notice.
 func removeCgroups(dir string) error {
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for {

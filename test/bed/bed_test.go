@@ -67,7 +67,7 @@ func probe(args []string) error {
 		}
 		return err
 	case "connect": // ADDRESS: connects and sends nothing
-		c, err := net.DialTimeout("tcp4", args[1], 2*time.Second)
+		c, err := net.DialTimeout("tcp4", args[1], 20*time.Second)
 		if err == nil {
 			c.Close()
 		}

@@ -121,12 +121,13 @@ func TestClocks(t *testing.T) {
 		})
 		c.at.Kill()
 		c.at.Start()
-		if err := create(fmt.Sprintf("restarted-%d", i)); err != nil {
-			t.Errorf("%s: %v", when, err)
-		}
-		if out, _, _ := c.at.Try("status", "--timeout", "5s"); c.by < 0 && !strings.Contains(out, "this node's certificate is valid from") {
-			t.Errorf("%s: its status does not say so:\n%s", when, out)
-		}
+		testcluster.Await(t, limit, func() error { return create(fmt.Sprintf("restarted-%d", i)) }) // it may have come to lead before it was killed
+		testcluster.Await(t, limit, func() error {
+			if out, stderr, _ := c.at.Try("status", "--timeout", "5s"); c.by < 0 && !strings.Contains(out, "this node's certificate is valid from") {
+				return fmt.Errorf("%s: its status does not say so:\n%s%s", when, out, stderr)
+			}
+			return nil
+		})
 		c.at.Skew(0)
 		asBefore(when)
 	}
@@ -161,9 +162,12 @@ func TestClocks(t *testing.T) {
 			t.Errorf("%s leads on, %s off", lead.Name, by)
 		}
 		lead.Skew(0)
-		if err := create(fmt.Sprintf("leader-right-%d", i)); err != nil {
-			t.Errorf("a change when the leader's clock, which was %s off, is right again: %v", by, err)
-		}
+		testcluster.Await(t, limit/2, func() error { // not at once, where an election is under way
+			if err := create(fmt.Sprintf("leader-right-%d", i)); err != nil {
+				return fmt.Errorf("a change when the leader's clock, which was %s off, is right again: %w", by, err)
+			}
+			return nil
+		})
 		asBefore(fmt.Sprintf("the leader off by %s", by))
 	}
 

@@ -53,11 +53,11 @@ func ping(ip, count string) error {
 		return err
 	}
 	shortest, longest := time.Hour, time.Duration(0)
-	for stop := time.Now().Add(30 * time.Second); n > 0; {
+	for attempt, stop := 0, time.Now().Add(30*time.Second); n > 0; attempt++ {
 		if time.Now().After(stop) {
 			return errors.New("no echo")
 		}
-		sent := []byte(strconv.Itoa(n))
+		sent := []byte(strconv.Itoa(attempt))
 		start := time.Now()
 		b := make([]byte, 64)
 		_, err := c.Write(sent)
@@ -65,10 +65,10 @@ func ping(ip, count string) error {
 			err = c.SetReadDeadline(start.Add(time.Second))
 		}
 		size := 0
-		if err == nil {
+		for err == nil && !slices.Equal(b[:size], sent) { // what comes late is of an attempt before
 			size, err = c.Read(b)
 		}
-		if err == nil && slices.Equal(b[:size], sent) { // else it was lost, or nobody listens yet
+		if err == nil { // else it was lost, or nobody listens yet
 			took := time.Since(start)
 			shortest, longest = min(shortest, took), max(longest, took)
 			n--
@@ -99,7 +99,7 @@ func TestDelay(t *testing.T) {
 	x, y, z := b.Host("x"), b.Host("y"), b.Host("z")
 	at := func(h ...*bed.Host) []*bed.Host { return h }
 	for _, h := range []*bed.Host{x, y, z} {
-		go func() { _, _ = run(h, "echo", "60") }() // until the bed ends
+		go func() { _, _ = run(h, "echo", "600") }() // until the bed ends
 	}
 	near, _ := roundTrips(t, x, y)
 	const slack = 20 * time.Millisecond // the machine may be busy
@@ -160,25 +160,32 @@ func TestFarManagers(t *testing.T) {
 	b := bed.New(t)
 	m, _ := b.Cluster(3, 0)
 	b.Delay(50*time.Millisecond, m, m)
-	lead := awaitLeader(t, m[0], m)
 	const changes = 5
-	start := time.Now()
-	for i := range changes {
-		lead.Ctl("zone", "create", fmt.Sprintf("far-%d", i))
-	}
-	took := time.Since(start) / changes
-	t.Logf("a change takes %s where a round trip takes 100ms", took)
-	if took < 100*time.Millisecond {
-		t.Errorf("a change takes %s, less than the round trip that it needs", took)
-	}
-	if now, err := leader(lead, m); err != nil || now != lead {
-		t.Errorf("the leader changed over a long path: %v", err)
-	}
+	n := 0
+	testcluster.Await(t, limit, func() error { // a machine that is busy enough costs any leader its lead, once
+		lead := awaitLeader(t, m[0], m)
+		start := time.Now()
+		for range changes {
+			n++
+			if _, stderr, code := lead.Try("zone", "create", fmt.Sprintf("far-%d", n)); code != 0 {
+				return errors.New(stderr)
+			}
+		}
+		took := time.Since(start) / changes
+		t.Logf("a change takes %s where a round trip takes 100ms", took)
+		if took < 100*time.Millisecond {
+			t.Errorf("a change takes %s, less than the round trip that it needs", took)
+		}
+		if now, err := leader(lead, m); err != nil || now != lead {
+			return fmt.Errorf("the leader changed over a long path: %w", err)
+		}
+		return nil
+	})
 	b.Heal()
 	for _, h := range m {
 		testcluster.Await(t, limit, func() error {
 			out, stderr, _ := h.Try("zone", "ls", "--local")
-			if !strings.Contains(out, fmt.Sprintf("far-%d", changes-1)) {
+			if !strings.Contains(out, fmt.Sprintf("far-%d", n)) {
 				return fmt.Errorf("%s: %s%s", h.Name, out, stderr)
 			}
 			return nil

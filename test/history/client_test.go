@@ -116,7 +116,7 @@ func (r *run) outcome(err error) (out reply, sent bool) {
 		if !dialled {
 			return reply{}, false
 		}
-		if code == warden.CodeInternal && !r.diskFull.Load() {
+		if code == warden.CodeInternal && !r.diskFull.Load() && time.Since(time.Unix(0, r.diskFreed.Load())) > patience {
 			r.violated("I11", "a call failed for no reason that an operator could act on: %s", text)
 		}
 		return reply{Unknown: true}, true

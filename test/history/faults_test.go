@@ -98,7 +98,7 @@ var faults = []fault{
 		m.Fill()
 		c.hold(c.while())
 		m.Free()
-		c.hold(time.Second)
+		c.diskFreed.Store(time.Now().UnixNano())
 		c.diskFull.Store(false)
 	}},
 	{name: "promote and demote", do: func(c *client) {
@@ -324,7 +324,7 @@ func (c *client) rejoined(m *member, was *node, role api.Role, home string) {
 			token = reply.Token
 		}
 		reply, err := m.local.Join(ctx, &api.LocalJoinRequest{Token: token, Addresses: at})
-		if joined = reply; code(err) == warden.CodeRevoked {
+		if joined = reply; code(err) == warden.CodeRevoked || code(err) == warden.CodeUsedUp { // the latter: by an attempt whose answer was lost
 			token = ""
 		}
 		return err

@@ -82,19 +82,22 @@ func (r *run) observe(ctx context.Context) {
 
 // wantOnlySecretsOfZone: what tasks of a host have are values that somebody wrote, whole, of secrets that may enter its zone (I6).
 func (r *run) wantOnlySecretsOfZone(m *member) {
+	zones := m.zones.now() // and then those after it: it may be moved meanwhile
+	seen := secretsOn(m)
+	zones = append(zones, m.zones.now()...)
 	places := map[string]place{}
-	for _, p := range r.secrets.ever() {
+	for _, p := range r.secrets.ever() { // asked last: what a task has was made before
 		places[p.name] = p
 	}
-	for _, files := range secretsOn(m) {
+	for _, files := range seen {
 		for _, f := range files {
 			name, _, ok := r.valueOf(f.value)
 			p, known := places[name]
 			switch {
 			case !ok || !known:
 				r.violated("I7", "a task on %s has as %s what nobody wrote, %d bytes", m.Name, f.target, len(f.value))
-			case !slices.ContainsFunc(m.zones.now(), p.mayEnter):
-				r.violated("I6", "a task on %s, of zone %v, has secret %s of %v", m.Name, m.zones.now(), name, p.zones)
+			case !slices.ContainsFunc(zones, p.mayEnter):
+				r.violated("I6", "a task on %s, of zone %v, has secret %s of %v", m.Name, zones, name, p.zones)
 			case !strings.HasPrefix(f.target, name+"."):
 				r.violated("I7", "a task on %s has secret %s as %s", m.Name, name, f.target)
 			}
@@ -499,11 +502,15 @@ func (c *client) wantGuestsServed() {
 	}
 	for _, g := range live[max(0, len(live)-1):] { // which proves that the above can fail; and a session ends with the eviction
 		at := c.managers[c.rand.IntN(len(c.managers))]
-		s, ended, stop, err := g.open(from, at.Host)
-		if err != nil {
-			c.violated("I4", "node %s has joined, and %s lets it open no session: %v", g.grant.NodeId, at.Name, err)
-			continue
-		}
+		var s *session
+		var ended <-chan struct{}
+		var stop func()
+		testcluster.Await(c.t, limit, func() (err error) {
+			if s, ended, stop, err = g.open(from, at.Host); err != nil {
+				err = fmt.Errorf("I4: node %s has joined, and %s lets it open no session: %w", g.grant.NodeId, at.Name, err)
+			}
+			return err
+		})
 		testcluster.Await(c.t, limit, func() error {
 			if s.asked.Load() == 0 {
 				return fmt.Errorf("%s does not ask node %s anything", at.Name, g.grant.NodeId)
@@ -520,7 +527,7 @@ func (c *client) wantGuestsServed() {
 		})
 		select {
 		case <-ended:
-		case <-time.After(warden.LeaseHold):
+		case <-time.After(limit):
 			c.violated("I4", "%s keeps the session of node %s beyond its eviction", at.Name, n.id)
 		}
 		stop()

@@ -85,7 +85,7 @@ func knock(s thief.Member, from *bed.Host, at *member, doorName string) error {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := conn.SetReadDeadline(time.Now().Add(limit)); err != nil { // the client's side of the handshake ends before the manager has looked at it
 		return err
 	}
 	if _, err = io.ReadFull(conn, make([]byte, 1)); errors.Is(err, os.ErrDeadlineExceeded) {

@@ -71,7 +71,8 @@ type run struct {
 	nodes             nodePool
 	authors           authors
 	tags, readers     atomic.Uint64
-	diskFull          atomic.Bool // somewhere: calls may fail for that
+	diskFull          atomic.Bool  // somewhere: calls may fail for that
+	diskFreed         atomic.Int64 // when it was not any more, in ns since 1970: calls that began before may fail yet
 
 	mu       sync.Mutex        // guards all below
 	secret   map[string]string // what nobody may find anywhere, and what it is

@@ -118,7 +118,7 @@ func loopback() error {
 func await(what string, ask func() error) error {
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
-	late := time.After(30 * time.Second)
+	late := time.After(time.Minute)
 	for {
 		err := ask()
 		if err == nil {

@@ -25,7 +25,7 @@ const allVar = "WARDEN_POWERLOSS_ALL"
 
 const seed = 1
 
-const limit = time.Minute // of a child
+const limit = 3 * time.Minute // of a child
 
 const childVar = "WARDEN_POWERLOSS_CHILD"
 

@@ -182,9 +182,7 @@ func checkLostTasks(base string, _ []string) error {
 		return err
 	}
 	for _, t := range tasks {
-		short, cancel := context.WithTimeout(ctx, 5*time.Second)
-		exit, err := t.Wait(short)
-		cancel()
+		exit, err := t.Wait(ctx)
 		if err == nil && exit.At.IsZero() {
 			err = errors.New("it ended at no time")
 		}

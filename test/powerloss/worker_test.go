@@ -26,7 +26,9 @@ var nodeStages = []string{"joined", "moved to a zone", "promoted", "demoted", "e
 
 const managerAddress, nodeAddress = "127.0.0.2:2377", "127.0.0.3:2377"
 
-// nodeRecord returns what the manager has of the other node.
+var errNoNode = errors.New("the manager knows no other node")
+
+// nodeRecord returns what the manager has of the other node. Errors: errNoNode; others say nothing of it.
 func (m *manage) nodeRecord() (*api.Node, error) {
 	r, err := m.ctl.List(context.Background(), &api.ListRequest{Kind: api.Kind_KIND_NODE})
 	if err != nil {
@@ -37,7 +39,7 @@ func (m *manage) nodeRecord() (*api.Node, error) {
 			return n, nil
 		}
 	}
-	return nil, errors.New("the manager knows no other node")
+	return nil, errNoNode
 }
 
 // nodeIs waits until the node has a leaf of this role and zone, and its manager knows it.
@@ -135,11 +137,15 @@ func init() {
 				note("%s", nodeStages[i])
 			}
 		}
-		n, err := m.nodeRecord()
-		if err != nil {
+		if err := await("the node is removed", func() error {
+			n, err := m.nodeRecord()
+			if err == nil {
+				_, err = m.ctl.RemoveNode(ctx, &api.RemoveNodeRequest{Reference: n.Id, Force: true})
+			} else if errors.Is(err, errNoNode) { // by an attempt before
+				err = nil
+			}
 			return err
-		}
-		if _, err := m.ctl.RemoveNode(ctx, &api.RemoveNodeRequest{Reference: n.Id, Force: true}); err != nil {
+		}); err != nil {
 			return err
 		}
 		if err := wiped(base); err != nil {
@@ -178,8 +184,11 @@ func both(base string) (m, node *manage, err error) {
 // settles wants the node to be what its record says; nobody where there is none, or where it did not learn that it had joined.
 func settles(base string, m, node *manage) error {
 	ctx := context.Background()
-	if err := await("the manager serves", func() error {
-		_, err := m.ctl.List(ctx, &api.ListRequest{Kind: api.Kind_KIND_CLUSTER})
+	var n *api.Node // nil: removed, or never there
+	if err := await("the manager serves", func() (err error) {
+		if n, err = m.nodeRecord(); errors.Is(err, errNoNode) {
+			err = nil
+		}
 		return err
 	}); err != nil {
 		return err
@@ -188,7 +197,6 @@ func settles(base string, m, node *manage) error {
 	if err != nil {
 		return err
 	}
-	n, err := m.nodeRecord()
 	switch {
 	case info.State == daemon.StateUninitialized:
 		if err := wiped(base); err != nil {
@@ -200,7 +208,7 @@ func settles(base string, m, node *manage) error {
 		}
 		_, err = node.local.Join(ctx, &api.LocalJoinRequest{Token: token.Token, Addresses: []string{managerAddress}, Advertise: nodeAddress})
 		return err
-	case err != nil: // removed: it is told, and goes
+	case n == nil: // it is told, and goes
 		return wiped(base)
 	default:
 		return nodeIs(m, node, n.DesiredRole, n.Zone)
