@@ -71,6 +71,17 @@ func testLogsFollow(t *testing.T, s suite) {
 			t.Errorf("Logs(Follow) = %v", err)
 		}
 	}
+
+	ticks := s.start(t, s.spec("echo one; while sleep 0.05; do echo tick; done"))
+	if before, _ := follow(t, ticks, 1); before() == "" {
+		t.Error("Logs(Follow, Tail: 1) ended")
+	}
+	if now, _ := follow(t, ticks, 0); now() != "tick" {
+		t.Error("Logs(Follow, Tail: 0) begins with what was there before")
+	}
+	if err := ticks.Stop(t.Context(), 0); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // testLogsBounded: of more output than is kept the newest stays, without a gap.

@@ -312,6 +312,7 @@ func (c *client) rejoined(m *member, was *node, role api.Role, home string) {
 		}
 	}
 	var token string
+	tried := false // the token: the answer may have been lost
 	var joined *api.LocalJoinReply
 	testcluster.Await(c.t, limit, func() error {
 		ctx, cancel := context.WithTimeout(c.t.Context(), longPatience)
@@ -324,8 +325,17 @@ func (c *client) rejoined(m *member, was *node, role api.Role, home string) {
 			token = reply.Token
 		}
 		reply, err := m.local.Join(ctx, &api.LocalJoinRequest{Token: token, Addresses: at})
-		if joined = reply; code(err) == warden.CodeRevoked || code(err) == warden.CodeUsedUp { // the latter: by an attempt whose answer was lost
-			token = ""
+		joined = reply
+		switch code(err) {
+		case warden.CodeUsedUp:
+			if !tried {
+				c.violated("I1", "a token that nobody has used is used up: %v", err)
+			}
+			token, tried = "", false
+		case warden.CodeRevoked:
+			token, tried = "", false
+		default:
+			tried = true
 		}
 		return err
 	})

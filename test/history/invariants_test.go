@@ -527,7 +527,7 @@ func (c *client) wantGuestsServed() {
 		})
 		select {
 		case <-ended:
-		case <-time.After(limit):
+		case <-time.After(warden.LeaseHold):
 			c.violated("I4", "%s keeps the session of node %s beyond its eviction", at.Name, n.id)
 		}
 		stop()
