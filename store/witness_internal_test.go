@@ -4,6 +4,8 @@ import (
 	"testing"
 
 	"github.com/hashicorp/raft"
+
+	"warden"
 )
 
 // told answers each call with a term.
@@ -47,5 +49,13 @@ func TestWitness(t *testing.T) {
 	case <-woken:
 	default:
 		t.Error("an answer of a newer term wakes nobody")
+	}
+}
+
+// TestNoSnapshotGoesToWhomTheConfigurationHasNot, and none where raft can't say yet whom it has.
+func TestNoSnapshotGoesToWhomTheConfigurationHasNot(t *testing.T) {
+	w := newWitness(&told{}) // which has no method for snapshots
+	if err := w.InstallSnapshot("b", "b", &raft.InstallSnapshotRequest{}, new(raft.InstallSnapshotResponse), nil); warden.CodeOf(err) != warden.CodeUnavailable {
+		t.Errorf("InstallSnapshot = %v, want [unavailable]", err)
 	}
 }
