@@ -87,6 +87,7 @@ func (d *dialer) hangUp(gone func(nodeID string) bool) {
 	defer d.mu.Unlock()
 	for c := range d.conns {
 		if gone(c.to) {
+			delete(d.conns, c)
 			go c.Conn.Close() // it may wait a few seconds for a peer that does not read
 		}
 	}
