@@ -160,7 +160,7 @@ func openStores(cfg Config) (*Stores, error) {
 		return nil, err
 	}
 	return &Stores{
-		Logs: log, Stable: log, Snapshots: snapshots, Close: log.Close,
+		Logs: rewindable{log}, Stable: log, Snapshots: snapshots, Close: log.Close,
 		Reseal: func(ctx context.Context) error {
 			if err := log.Reseal(ctx); err != nil {
 				return err
