@@ -10,6 +10,7 @@ import (
 
 	"warden"
 	"warden/api"
+	"warden/internal/testcluster"
 )
 
 // scrape returns the daemon's page of metrics.
@@ -26,7 +27,7 @@ func (p *place) scrape() string {
 // Metrics are there in every state of the daemon, and say which; they say what Info and Status say.
 func TestMetricsInEveryState(t *testing.T) {
 	p := newPlace(t)
-	l := must[net.Listener](t)(net.Listen("tcp", "127.67.99.1:0")) // where no connection begins, which could take the port
+	l := must[net.Listener](t)(net.Listen("tcp", testcluster.Address(2378)))
 	p.cfg.Metrics = l.Addr().String()
 	if err := p.run(); warden.CodeOf(err) != warden.CodeUnavailable {
 		t.Fatalf("a daemon whose metrics have no port = %v", err)

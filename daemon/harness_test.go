@@ -3,11 +3,9 @@ package daemon
 import (
 	"context"
 	"crypto"
-	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 	"warden/autolock"
 	"warden/ca"
 	"warden/executor"
+	"warden/internal/testcluster"
 )
 
 func must[T any](t testing.TB) func(T, error) T {
@@ -50,16 +49,12 @@ type place struct {
 	stop  func() error
 }
 
-var places atomic.Int32 // that were made
-
 func newPlace(t testing.TB) *place {
 	t.Helper()
 	dir := must[string](t)(os.MkdirTemp("", "wd")) // short: paths of sockets are bounded
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	// An IP that nobody else gets, so that nobody takes the port while the daemon is stopped.
-	listen := fmt.Sprintf("127.%d.%d.%d:2377", 1+os.Getpid()/250%250, 1+os.Getpid()%250, 1+places.Add(1)%250)
 	p := &place{t: t, cfg: Config{
-		StateDir: filepath.Join(dir, "state"), Listen: listen, Socket: filepath.Join(dir, "sock"), Hostname: "h", Version: "test",
+		StateDir: filepath.Join(dir, "state"), Listen: testcluster.Address(2377), Socket: filepath.Join(dir, "sock"), Hostname: "h", Version: "test",
 		Executor: idle{}, Logger: slog.New(slog.DiscardHandler),
 	}}
 	return p

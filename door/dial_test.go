@@ -11,6 +11,7 @@ import (
 	"warden"
 	"warden/ca"
 	"warden/door"
+	"warden/internal/testcluster"
 )
 
 func TestDial(t *testing.T) {
@@ -106,7 +107,7 @@ func TestRefusedClientSeesItAtTheFirstRead(t *testing.T) {
 }
 
 func TestDialNobody(t *testing.T) {
-	l, err := net.Listen("tcp", "127.68.0.1:0") // where no connection begins and nobody else listens: the port stays free
+	l, err := net.Listen("tcp", testcluster.Address(2377))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -152,7 +152,7 @@ func TestCore(t *testing.T) {
 	}
 
 	// A real server in the right one.
-	at, _, err := net.SplitHostPort(testcluster.MetricsAddress()) // an IP of its own: elsewhere a connection may have the port
+	at, _, err := net.SplitHostPort(testcluster.Address(2378)) // an IP of its own: elsewhere a connection may have the port
 	if err != nil {
 		t.Fatal(err)
 	}

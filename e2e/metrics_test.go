@@ -99,7 +99,7 @@ func statusJSON(t testing.TB, h *testcluster.Host) (f facts, raw string, code in
 func TestMetrics(t *testing.T) {
 	testcluster.Root(t)
 	c := &six{Cluster: testcluster.New(t)}
-	atM1, atM2, atW := testcluster.MetricsAddress(), testcluster.MetricsAddress(), testcluster.MetricsAddress()
+	atM1, atM2, atW := testcluster.Address(2378), testcluster.Address(2378), testcluster.Address(2378)
 	m1, m2, w, late := c.Host("m1", "--metrics", atM1), c.Host("m2", "--metrics", atM2), c.Host("w1", "--metrics", atW), c.Host("late")
 	scrape(t, atM1).want(t, `warden_node_state{state="uninitialized"}`, 1)
 
@@ -234,7 +234,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfALockedManager(t *testing.T) {
 	testcluster.Root(t)
 	c := &six{Cluster: testcluster.New(t)}
-	at := testcluster.MetricsAddress()
+	at := testcluster.Address(2378)
 	m := c.Host("m1", "--metrics", at)
 	out := m.Ctl("swarm", "init", "--autolock")
 	key := regexp.MustCompile(`WDNKEY-1-\S+`).FindString(out)

@@ -19,6 +19,7 @@ import (
 	"warden"
 	"warden/api"
 	"warden/ca"
+	"warden/internal/testcluster"
 	"warden/join"
 	"warden/tokens"
 )
@@ -105,9 +106,7 @@ func TestOtherServers(t *testing.T) {
 			t.Errorf("%s: no hint", tt.name)
 		}
 	}
-	l := must[net.Listener](t)(net.Listen("tcp", "127.68.0.2:0")) // where no connection begins and nobody else listens: the port stays free
-	l.Close()
-	_, err := join.Join(t.Context(), l.Addr().String(), tok, newRequest(t), nil)
+	_, err := join.Join(t.Context(), testcluster.Address(2377), tok, newRequest(t), nil)
 	wantCode(t, "nobody listens", err, warden.CodeUnavailable)
 }
 

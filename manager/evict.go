@@ -120,9 +120,17 @@ func (m *Manager) expel(ctx context.Context) error {
 		if v.Tombstone(member.ID) == nil {
 			continue
 		}
-		if err := m.store.RemoveServer(ctx, member.ID); err != nil {
-			return warden.Wrap("removing "+member.ID+" from raft", err)
+		if err := m.removeMember(ctx, member.ID); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// removeMember takes a node out of raft's configuration, and ends what this manager has dialled to it for raft.
+func (m *Manager) removeMember(ctx context.Context, id string) error {
+	if err := m.store.RemoveServer(ctx, id); err != nil {
+		return warden.Wrap("removing "+id+" from raft", err)
 	}
 	m.hangUp()
 	return nil

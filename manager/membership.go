@@ -52,10 +52,9 @@ func (m *Manager) follow(ctx context.Context) error {
 			m.logger.Info("hands leadership over: its record is not a manager's any more")
 			return m.store.TransferLeadership(ctx)
 		}
-		if err := m.store.RemoveServer(ctx, member.ID); err != nil {
-			return warden.Wrap("removing "+member.ID+" from raft", err)
+		if err := m.removeMember(ctx, member.ID); err != nil {
+			return err
 		}
-		m.hangUp()
 		delete(in, member.ID)
 		m.logger.Info("removed a manager from raft", "node_id", member.ID)
 	}

@@ -53,7 +53,7 @@ func TestDiskFullWhereTheLogIsRewound(t *testing.T) {
 		for old.IsLeader() {
 			time.Sleep(10 * time.Millisecond)
 		}
-		c.up = without(c.up, id)
+		delete(c.up, id)
 		defer func() { c.up[id] = old }()
 		next := c.leader()
 		storetest.Propose(t, next, store.Put(storetest.Zone("kept"), 0))
@@ -75,14 +75,4 @@ func TestDiskFullWhereTheLogIsRewound(t *testing.T) {
 			t.Error("it has what was never committed")
 		}
 	})
-}
-
-func without(up map[string]*store.Store, id string) map[string]*store.Store {
-	rest := map[string]*store.Store{}
-	for i, s := range up {
-		if i != id {
-			rest[i] = s
-		}
-	}
-	return rest
 }

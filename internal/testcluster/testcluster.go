@@ -108,14 +108,11 @@ type Host struct {
 	exited                              chan struct{}
 }
 
-// loopback returns an address on loopback, of an IP that this process gives to nobody else, so that no connection that anybody makes can
+// Address returns an address on loopback, of an IP that this process gives to nobody else, so that no connection that anybody makes can
 // take the port while a daemon is stopped, as it can where the IP is 127.0.0.1 and the port one that was free a moment ago.
-func loopback(port int) string {
+func Address(port int) string {
 	return fmt.Sprintf("127.%d.%d.%d:%d", 1+os.Getpid()/250%250, 1+os.Getpid()%250, 1+hosts.Add(1)%250, port)
 }
-
-// MetricsAddress returns an address for the metrics of one daemon.
-func MetricsAddress() string { return loopback(2378) }
 
 // Host starts a daemon with an address of its own and waits for its socket. args go to `warden run`.
 func (c *Cluster) Host(name string, args ...string) *Host {
@@ -125,7 +122,7 @@ func (c *Cluster) Host(name string, args ...string) *Host {
 		c.t.Fatal(err)
 	}
 	h := &Host{
-		c: c, Name: name, Address: loopback(2377),
+		c: c, Name: name, Address: Address(2377),
 		State: filepath.Join(base, "state"), Sock: filepath.Join(base, "sock"), LogPath: filepath.Join(base, "log"), Args: args,
 	}
 	c.mu.Lock()

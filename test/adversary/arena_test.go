@@ -41,7 +41,7 @@ func newArena(t testing.TB) *arena {
 	testcluster.Root(t)
 	a := &arena{Cluster: testcluster.New(t), metrics: map[*testcluster.Host]string{}}
 	host := func(name string) *testcluster.Host {
-		at := testcluster.MetricsAddress()
+		at := testcluster.Address(2378)
 		h := a.Host(name, "--metrics", at)
 		a.metrics[h] = at
 		return h

@@ -115,14 +115,20 @@ func init() {
 	sequences["tasks and supervisors"] = tasks(true)
 }
 
+// leftTasks returns what the next daemon finds, once nothing secret shows.
+func leftTasks(base string) ([]executor.Task, error) {
+	if err := hidden(base); err != nil {
+		return nil, err
+	}
+	_, tasks, err := openTasks(base)
+	return tasks, err
+}
+
 // checkTasks wants the next daemon to find the tasks that were started and not removed, to end them, and to leave nothing.
 func checkTasks(base string, notes []string) error {
-	if err := hidden(base); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	_, tasks, err := openTasks(base)
+	tasks, err := leftTasks(base)
 	if err != nil {
 		return err
 	}
@@ -172,12 +178,9 @@ func noTasks(base string) error {
 // checkLostTasks wants the next daemon to start, to find nothing but tasks that have ended, and to be able to remove them. A task of which
 // nothing is found is one that the manager is told is lost, as nothing runs after a loss of power.
 func checkLostTasks(base string, _ []string) error {
-	if err := hidden(base); err != nil {
-		return err
-	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	_, tasks, err := openTasks(base)
+	tasks, err := leftTasks(base)
 	if err != nil {
 		return err
 	}
